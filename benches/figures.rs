@@ -1,0 +1,295 @@
+//! The figures of the README, each beside its reference and its aim, from one run: `make bench`.
+//!
+//! Times are counted from the first instruction of user space, on both systems: ours by what `init`
+//! read from the clock first, Debian's by systemd's own record. Each system boots three times, in
+//! turns; the median counts. A figure that misses its aim is said so and fails nothing.
+
+#![forbid(unsafe_code)]
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::Read as _;
+use std::net::TcpStream;
+use std::process::{Command, ExitCode, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use orlop_qemu::accel::Accel;
+use orlop_qemu::serve::Server;
+use orlop_qemu::{Boot, Cluster, Forward, Operator, READY, out};
+use serde_json::json;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let accel = Accel::from_environment()?;
+    let peer = peer_image()?;
+    let folder = tempfile::tempdir()?;
+    let cluster = Cluster::in_folder(folder.path())?;
+    let server = Server::of("machine.yaml", cluster.controlplane()?)?;
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for round in 1..=ROUNDS {
+        eprintln!("bench: [{round}/{ROUNDS}] Orlop");
+        ours.push(boot_orlop(accel, &cluster, &server)?);
+        if let Some(image) = &peer {
+            eprintln!("bench: [{round}/{ROUNDS}] Debian 12");
+            theirs.push(boot_debian(accel, image)?);
+        }
+    }
+    let figures = figures(&ours, &theirs)?;
+    print!("{}", table(&figures, accel));
+    let path = out().join("bench.json");
+    let host = json!({ "accel": accel.to_string(), "rounds": ROUNDS });
+    let figures: Vec<_> = figures.iter().map(Figure::json).collect();
+    let document = json!({ "host": host, "figures": figures, "orlop": ours, "debian": theirs });
+    fs::write(&path, serde_json::to_string_pretty(&document)?)
+        .with_context(|| format!("write {}", path.display()))
+}
+
+/// One boot of ours.
+#[derive(Debug, serde::Serialize)]
+struct Ours {
+    /// Seconds from the first instruction of init to apid's answer over mutual TLS.
+    answered: f64,
+    /// Seconds from the same instant to containerd's socket being served.
+    containerd: f64,
+    /// Seconds from the same instant to all services being healthy.
+    ready: f64,
+    /// Resident bytes at idle.
+    pid1: u64,
+    orlop: u64,
+    containerd_resident: u64,
+}
+
+fn boot_orlop(accel: Accel, cluster: &Cluster, server: &Server) -> Result<Ours> {
+    let forward = Forward::from_free(50000)?;
+    let operator = Operator::new(cluster, forward.host);
+    let node = Boot::node(accel)?
+        .argument(format!("talos.config={}", server.url()))
+        .network(&[forward])
+        .start()?;
+    let console = node.console();
+    let started =
+        console.wait(r"\[ *([0-9.]+)\] (?:init:|\[init\]) started at=([0-9.]+)s", LIMIT)?;
+    let [said, first]: [f64; 2] = seconds(&started.groups)?;
+    let zero =
+        started.line.at.checked_sub(Duration::from_secs_f64(said - first)).context("zero")?;
+
+    // From here the guest has its address, so that a closed port is refused at once.
+    console.wait("apid has a new certificate", LIMIT)?;
+    let deadline = Instant::now() + LIMIT;
+    while !listens(forward.host) {
+        ensure!(Instant::now() < deadline, "apid does not listen\n{}", console.tail());
+        // Questions cost the guest time, too.
+        thread::sleep(Duration::from_millis(25));
+    }
+    operator.run(&["memory"])?;
+    let answered = zero.elapsed().as_secs_f64();
+
+    let since = |pattern: &str| -> Result<f64> {
+        let [at] = seconds(&console.wait(pattern, LIMIT)?.groups)?;
+        Ok(at - first)
+    };
+    let containerd = since(
+        r"\[ *([0-9.]+)\] (?:machined:|\[machined\]) service\[containerd\]\(Running\): Health check successful",
+    )?;
+    let ready = since(READY)?;
+    console.stays_silent(console.mark(), "error", SETTLE)?;
+    let processes = operator.rows(&["processes"])?;
+    let resident = |wanted: &dyn Fn(u64, &str) -> bool| -> u64 {
+        let of = processes.iter().filter(|row| {
+            let command = row.text("command").split(' ').next().unwrap_or_default();
+            wanted(row.number("pid"), command.rsplit('/').next().unwrap_or_default())
+        });
+        of.map(|row| row.number("resident_bytes")).sum()
+    };
+    Ok(Ours {
+        answered,
+        containerd,
+        ready,
+        pid1: resident(&|pid, _| pid == 1),
+        orlop: resident(&|pid, name| pid == 1 || ROLES.contains(&name)),
+        containerd_resident: resident(&|_, name| name == "containerd"),
+    })
+}
+
+/// Whether somebody answers behind the forwarded port: QEMU takes every connection, and drops it when
+/// the guest refuses.
+fn listens(port: u16) -> bool {
+    let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else { return false };
+    let _ = stream.set_read_timeout(Some(Duration::from_millis(100)));
+    // Who listens waits for our first word; who does not has hung up.
+    stream.read(&mut [0]).is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
+}
+
+/// Seconds from the first instruction of systemd to containerd being active.
+fn boot_debian(accel: Accel, image: &str) -> Result<f64> {
+    let mut peer = Boot::kernel(accel)?
+        .node_arguments()?
+        .argument("root=/dev/vda rw quiet")
+        .scratch_disk(image.as_ref())
+        .network(&[])
+        .no_reboot()
+        .start()?;
+    let told = peer.console().wait(r"^bench: userspace=([0-9]+) containerd=([0-9]+)", LIMIT)?;
+    let [userspace, containerd]: [f64; 2] = seconds(&told.groups)?;
+    peer.wait_off(LIMIT)?;
+    Ok((containerd - userspace) / 1e6)
+}
+
+/// The peer's disk; `None`, and why on stderr, where it cannot be made.
+fn peer_image() -> Result<Option<String>> {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../benches/peer");
+    let output =
+        Command::new(script).stderr(Stdio::inherit()).output().context("start benches/peer")?;
+    let path = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    Ok((output.status.success() && !path.is_empty()).then_some(path))
+}
+
+/// One line of the table.
+struct Figure {
+    name: &'static str,
+    value: f64,
+    unit: &'static str,
+    reference: Option<(&'static str, f64)>,
+    aim: Aim,
+}
+
+/// What a figure shall be.
+enum Aim {
+    /// So many times its reference at most.
+    Times(f64),
+    /// So much at most.
+    Most(f64),
+}
+
+impl Figure {
+    /// `None` when there is nothing to compare with.
+    fn met(&self) -> Option<bool> {
+        match (&self.aim, self.reference) {
+            (Aim::Most(most), _) => Some(self.value <= *most),
+            (Aim::Times(times), Some((_, reference))) => Some(self.value <= times * reference),
+            (Aim::Times(_), None) => None,
+        }
+    }
+
+    fn json(&self) -> serde_json::Value {
+        let aim = match self.aim {
+            Aim::Times(times) => json!({ "times_reference": times }),
+            Aim::Most(most) => json!({ "at_most": most }),
+        };
+        let reference = self.reference.map(|(name, value)| json!({ "name": name, "value": value }));
+        json!({ "name": self.name, "value": self.value, "unit": self.unit, "reference": reference, "aim": aim, "met": self.met() })
+    }
+}
+
+fn figures(ours: &[Ours], theirs: &[f64]) -> Result<Vec<Figure>> {
+    let of = |value: fn(&Ours) -> f64| median(ours.iter().map(value).collect());
+    let size = |name: &str| -> Result<f64> {
+        let path = out().join(name);
+        let bytes = fs::metadata(&path).with_context(|| format!("read {}", path.display()))?.len();
+        Ok(mib(bytes))
+    };
+    let answered = of(|boot| boot.answered);
+    let start = "init's first instruction to Memory over mTLS";
+    let resident = ("containerd", of(|boot| mib(boot.containerd_resident)));
+    let debian =
+        (!theirs.is_empty()).then(|| ("Debian 12: containerd active", median(theirs.to_vec())));
+    Ok(vec![
+        Figure {
+            name: start,
+            value: answered,
+            unit: "s",
+            reference: Some(("containerd ready, same boot", of(|boot| boot.containerd))),
+            aim: Aim::Times(2.0),
+        },
+        Figure { name: start, value: answered, unit: "s", reference: debian, aim: Aim::Times(0.6) },
+        Figure {
+            name: "resident memory of PID 1",
+            value: of(|boot| mib(boot.pid1)),
+            unit: "MiB",
+            reference: Some(resident),
+            aim: Aim::Most(12.0),
+        },
+        Figure {
+            name: "resident memory of all Orlop processes",
+            value: of(|boot| mib(boot.orlop)),
+            unit: "MiB",
+            reference: Some(resident),
+            aim: Aim::Most(60.0),
+        },
+        Figure {
+            name: "out/orlop, stripped",
+            value: size("orlop")?,
+            unit: "MiB",
+            reference: None,
+            aim: Aim::Most(16.0),
+        },
+        Figure {
+            name: "out/initramfs.img, root included",
+            value: size("initramfs.img")?,
+            unit: "MiB",
+            reference: None,
+            aim: Aim::Most(45.0),
+        },
+    ])
+}
+
+fn table(figures: &[Figure], accel: Accel) -> String {
+    let mut text = format!(
+        "\nMedians of {ROUNDS} boots, 2 processors, 2 GiB, {accel}\n\n{:<46} {:>10}  {:<52} {:<9} {}\n",
+        "FIGURE", "VALUE", "REFERENCE", "AIM", "MET"
+    );
+    for figure in figures {
+        let reference = match figure.reference {
+            Some((name, value)) => {
+                format!("{value:.2} {} {name} ({:.2} x)", figure.unit, figure.value / value)
+            }
+            None => "-".to_owned(),
+        };
+        let aim = match figure.aim {
+            Aim::Times(times) => format!("<= {times:.1} x"),
+            Aim::Most(most) => format!("<= {most:.0} {}", figure.unit),
+        };
+        let met = match figure.met() {
+            Some(true) => "yes",
+            Some(false) => "NO",
+            None => "no reference",
+        };
+        let value = format!("{:.2} {}", figure.value, figure.unit);
+        let _ = writeln!(text, "{:<46} {value:>10}  {reference:<52} {aim:<9} {met}", figure.name);
+    }
+    text
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+fn mib(bytes: u64) -> f64 {
+    // Exact up to 2^53 bytes.
+    bytes as f64 / f64::from(1 << 20)
+}
+
+fn seconds<const N: usize>(groups: &[String]) -> Result<[f64; N]> {
+    let values: Vec<f64> = groups.iter().map(|group| group.parse()).collect::<Result<_, _>>()?;
+    let Ok(values) = values.try_into() else { bail!("{} figures instead of {N}", groups.len()) };
+    Ok(values)
+}
+
+const ROUNDS: usize = 3;
+/// Our processes besides PID 1.
+const ROLES: [&str; 3] = ["networkd", "routerd", "apid"];
+const LIMIT: Duration = Duration::from_secs(240);
+/// Between the last service's start and the look at what it all occupies.
+const SETTLE: Duration = Duration::from_secs(3);

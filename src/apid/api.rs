@@ -1,0 +1,172 @@
+//! What happens to each call.
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Instant;
+
+use http::header::HeaderName;
+use http::{HeaderMap, HeaderValue, Request, Response};
+use orlop_rpc::access::Call;
+use orlop_rpc::proxy::{Backend, Method};
+use orlop_rpc::tls::Peer;
+use tonic::body::Body;
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+use crate::fanout::{self, Leg, Question};
+use crate::identity::Identity;
+use crate::machine::{self, Here, Refusal, Route, Wish};
+use crate::nodes::Nodes;
+use crate::roles::Roles;
+
+/// Ask all of these nodes, and merge.
+const NODES: HeaderName = HeaderName::from_static("nodes");
+/// Hand on to this node.
+const NODE: HeaderName = HeaderName::from_static("node");
+/// Set by an apid: the name it was called by.
+const PROXYFROM: HeaderName = HeaderName::from_static("proxyfrom");
+/// The caller's roles.
+const TALOS_ROLE: HeaderName = HeaderName::from_static("talos-role");
+
+/// The front door.
+pub(crate) struct Door {
+    local: Backend,
+    target_port: u16,
+    /// Replaced when the certificates are; each call takes what is current. Never held across a wait.
+    current: RwLock<Arc<Current>>,
+}
+
+struct Current {
+    identity: Identity,
+    /// `None` where calls are not forwarded.
+    nodes: Option<Nodes>,
+}
+
+impl Door {
+    pub(crate) fn new(routerd: Channel, target_port: u16, identity: Identity) -> Self {
+        let current = RwLock::new(Arc::new(Current::new(identity, target_port)));
+        Self { local: Backend::new("routerd", routerd), target_port, current }
+    }
+
+    /// From now on, dial other nodes with this identity. Calls under way keep their connections.
+    pub(crate) fn become_known_as(&self, identity: Identity) {
+        let new = Arc::new(Current::new(identity, self.target_port));
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = new;
+    }
+
+    /// Answers a call.
+    pub(crate) async fn call(&self, request: Request<Body>) -> Response<Body> {
+        let call = Call::begin(&request, || match request.extensions().get::<Peer>() {
+            Some(peer) => peer.address.to_string(),
+            None => "unknown".to_owned(),
+        });
+        call.watch(self.answer(request).await.unwrap_or_else(Status::into_http))
+    }
+
+    async fn answer(&self, mut request: Request<Body>) -> Result<Response<Body>, Status> {
+        let path = request.uri().path().to_owned();
+        let method = Method::parse(&path)?;
+        let roles = roles(&request)?;
+        if !roles.allow(method) {
+            return Err(Status::permission_denied("not authorized"));
+        }
+        let current = self.current();
+        let route = current.route(method, request.headers())?;
+        state(request.headers_mut(), &roles);
+        let nodes = || current.nodes.as_ref().ok_or_else(|| refused(Refusal::NoForwarding));
+        let now = Instant::now();
+        match route {
+            Route::Local => Ok(self.local.forward(request).await),
+            Route::One(target) => {
+                leave(&mut request);
+                Ok(nodes()?.get(&target, now).forward(request).await)
+            }
+            Route::Many(targets) => {
+                leave(&mut request);
+                let nodes = nodes()?;
+                let leg = |target| Leg { backend: nodes.get(&target, now), target };
+                let legs = targets.into_iter().map(leg).collect();
+                let question = Question::read(request).await?;
+                if machine::is_streaming(method) {
+                    Ok(fanout::streaming(legs, &question))
+                } else {
+                    fanout::unary(legs, question).await
+                }
+            }
+        }
+    }
+
+    fn current(&self) -> Arc<Current> {
+        Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Current {
+    fn new(identity: Identity, target_port: u16) -> Self {
+        let nodes = identity.client.clone().map(|client| Nodes::new(client, target_port));
+        Self { identity, nodes }
+    }
+
+    fn route(&self, method: Method<'_>, headers: &HeaderMap) -> Result<Route, Status> {
+        let forwards = self.nodes.is_some();
+        let here = Here { forwards, is_own: &|target| self.identity.is_own(target) };
+        machine::route(method, &wish(headers), &here).map_err(refused)
+    }
+}
+
+/// The caller's roles: its certificate's, or what it states if that lets it speak for others.
+fn roles(request: &Request<Body>) -> Result<Roles, Status> {
+    let peer = request.extensions().get::<Peer>();
+    let Some(certificate) = peer.and_then(|peer| peer.certificates.first()) else {
+        return Err(Status::unauthenticated("no client certificate"));
+    };
+    let own = orlop_pki::certificate::organizations(certificate)
+        .map_err(|_| Status::unauthenticated("the client certificate cannot be read"))?;
+    let headers = request.headers();
+    let stated = headers.contains_key(TALOS_ROLE).then(|| values(headers, &TALOS_ROLE));
+    Ok(Roles::establish(own, stated))
+}
+
+/// Tells the next hop the caller's roles, and nothing else it may have been told.
+fn state(headers: &mut HeaderMap, roles: &Roles) {
+    headers.remove(TALOS_ROLE);
+    // A role that makes no header value matches nothing anywhere.
+    for role in roles.iter().filter_map(|role| HeaderValue::from_str(role).ok()) {
+        headers.append(TALOS_ROLE, role);
+    }
+}
+
+/// Makes the call one that has been routed: the next apid answers for itself.
+fn leave(request: &mut Request<Body>) {
+    let authority = request.uri().authority().map(|authority| authority.as_str());
+    let from = HeaderValue::from_str(authority.unwrap_or("unknown"));
+    let headers = request.headers_mut();
+    headers.remove(NODES);
+    headers.remove(NODE);
+    headers.insert(PROXYFROM, from.unwrap_or(HeaderValue::from_static("unknown")));
+}
+
+fn wish(headers: &HeaderMap) -> Wish {
+    Wish {
+        nodes: values(headers, &NODES),
+        node: values(headers, &NODE),
+        routed: headers.contains_key(PROXYFROM),
+    }
+}
+
+/// All values of a key. One that is no text is no target and no role either.
+fn values(headers: &HeaderMap, key: &HeaderName) -> Vec<String> {
+    headers
+        .get_all(key)
+        .iter()
+        .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
+        .collect()
+}
+
+fn refused(refusal: Refusal) -> Status {
+    let code = match refusal {
+        Refusal::SeveralNode | Refusal::NotMergeable { .. } => Code::InvalidArgument,
+        Refusal::NoForwarding => Code::PermissionDenied,
+        Refusal::InvalidTarget(_) => Code::Internal,
+    };
+    Status::new(code, refusal.to_string())
+}

@@ -1,0 +1,160 @@
+//! Who this apid is: the files machined puts into one folder, read again when they change.
+//!
+//! `ca.crt` says whom we trust, `tls.crt` and `tls.key` who we are to our callers; `client.crt` and
+//! `client.key`, on control planes, who we are to other nodes. machined replaces them one by one, so
+//! for a moment they may not belong together: what cannot be used is looked at again, and only told
+//! when it stays so.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::{fmt, fs};
+
+use orlop_pki::encoding::certificates;
+use orlop_pki::{Secret, tls};
+use orlop_rt::Chain;
+use rustls::client::verify_server_name;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::server::ParsedCertificate;
+use rustls::{ClientConfig, ServerConfig};
+use tracing::{info, warn};
+
+use crate::machine::Target;
+
+/// Why the files cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// One is not there, or cannot be read.
+    #[error("read {}", path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// What is in them makes no identity.
+    #[error("use the certificates in {}", folder.display())]
+    Unusable {
+        /// Where they are.
+        folder: PathBuf,
+        /// Why not.
+        source: orlop_pki::Error,
+    },
+}
+
+/// What the files are good for.
+pub(crate) struct Identity {
+    /// Admits callers with a certificate of the machine's authority.
+    pub(crate) server: Arc<ServerConfig>,
+    /// Dials other nodes. `None` on a worker.
+    pub(crate) client: Option<Arc<ClientConfig>>,
+    /// Our own certificate: it names this node's addresses.
+    certificate: CertificateDer<'static>,
+}
+
+impl Identity {
+    /// Whether `target` is this node: our certificate speaks for it, or it never leaves this machine.
+    pub(crate) fn is_own(&self, target: &Target) -> bool {
+        let Ok(name) = ServerName::try_from(target.host.as_str()) else { return false };
+        let loopback = match &name {
+            ServerName::IpAddress(address) => std::net::IpAddr::from(*address).is_loopback(),
+            _ => target.host == "localhost",
+        };
+        loopback
+            || ParsedCertificate::try_from(&self.certificate)
+                .is_ok_and(|parsed| verify_server_name(&parsed, &name).is_ok())
+    }
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Identity").field("forwards", &self.client.is_some()).finish_non_exhaustive()
+    }
+}
+
+/// The files, as they were last seen in good order.
+#[derive(Debug)]
+pub(crate) struct Files {
+    folder: PathBuf,
+    texts: Texts,
+    /// Looks in a row at files that could not be used.
+    broken: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Texts {
+    ca: String,
+    crt: String,
+    key: Secret,
+    client: Option<(String, Secret)>,
+}
+
+impl Files {
+    /// Reads them for the first time.
+    ///
+    /// # Errors
+    /// When they cannot be read or used.
+    pub(crate) fn open(folder: &Path) -> Result<(Self, Identity), Error> {
+        let texts = Texts::read(folder)?;
+        let identity = texts.identity(folder)?;
+        Ok((Self { folder: folder.to_owned(), texts, broken: 0 }, identity))
+    }
+
+    /// Reads them again; the new identity, when there is one. (Small files in memory: reading them
+    /// does not block.)
+    pub(crate) fn look(&mut self) -> Option<Identity> {
+        let looked = Texts::read(&self.folder).and_then(|texts| {
+            if texts == self.texts {
+                return Ok(None);
+            }
+            Ok(Some((texts.identity(&self.folder)?, texts)))
+        });
+        let found = match looked {
+            Ok(found) => found,
+            Err(error) => {
+                self.broken = self.broken.saturating_add(1);
+                if self.broken == 2 {
+                    warn!(error = %Chain(&error), "new certificates cannot be used, keeping the old");
+                }
+                return None;
+            }
+        };
+        self.broken = 0;
+        let (identity, texts) = found?;
+        self.texts = texts;
+        info!(forwards = identity.client.is_some(), "new certificates");
+        Some(identity)
+    }
+}
+
+impl Texts {
+    fn read(folder: &Path) -> Result<Self, Error> {
+        let read = |name| {
+            let path = folder.join(name);
+            fs::read_to_string(&path).map_err(|source| Error::Read { path, source })
+        };
+        let client = match read("client.crt") {
+            Ok(crt) => Some((crt, read("client.key")?.into())),
+            Err(Error::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        Ok(Self {
+            ca: read("ca.crt")?,
+            crt: read("tls.crt")?,
+            key: read("tls.key")?.into(),
+            client,
+        })
+    }
+
+    fn identity(&self, folder: &Path) -> Result<Identity, Error> {
+        let identity = || {
+            let server = tls::server_config(&self.ca, &self.crt, self.key.expose())?;
+            let client = match &self.client {
+                Some((crt, key)) => Some(tls::client_config(&self.ca, Some((crt, key.expose())))?),
+                None => None,
+            };
+            Ok(Identity { server, client, certificate: certificates(&self.crt)?.swap_remove(0) })
+        };
+        identity().map_err(|source| Error::Unusable { folder: folder.to_owned(), source })
+    }
+}

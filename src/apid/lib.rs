@@ -1,0 +1,171 @@
+//! apid: the front door of the node, and the way to the other nodes.
+//!
+//! Callers come over mutual TLS ([`identity`] keeps the certificates current). [`roles`] says whether
+//! they may make the call, [`machine`] where it goes: to routerd, to one other node, or to many, whose
+//! answers [`fanout`] asks for and [`merge`] makes one. [`nodes`] holds the connections to other nodes,
+//! [`api`] puts it together for each call. Messages pass as bytes: no request is ever decoded here,
+//! and of answers only as much as marking them with their node needs.
+//!
+//! apid holds no authority's key. machined puts its certificates into a folder and renews them there.
+
+#![forbid(unsafe_code)]
+
+mod api;
+mod fanout;
+pub mod identity;
+mod machine;
+pub mod merge;
+mod nodes;
+mod roles;
+
+use std::convert::Infallible;
+use std::ffi::OsString;
+use std::io;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Parser;
+use orlop_rpc::{tls, unix};
+use orlop_rt::CancellationToken;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::info;
+
+use crate::api::Door;
+use crate::identity::{Files, Identity};
+
+/// Where every apid listens.
+pub const PORT: u16 = 50_000;
+/// How long calls under way may take to end after a signal.
+const GRACE: Duration = Duration::from_secs(10);
+/// How often the certificates are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// The front door of the node: authenticates, authorises, routes and merges calls.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "apid", version = orlop_rt::version::TAG, about)]
+pub struct Options {
+    /// Where to listen; [::] takes IPv4 as well
+    #[arg(long, value_name = "ADDRESS", default_value_t = (Ipv6Addr::UNSPECIFIED, PORT).into())]
+    pub listen: SocketAddr,
+    /// The folder of ca.crt, tls.crt, tls.key and, where calls may be forwarded, client.crt and client.key
+    #[arg(long, value_name = "FOLDER", default_value = "/system/secrets/apid")]
+    pub secrets: PathBuf,
+    /// routerd's socket
+    #[arg(long, value_name = "PATH", default_value = "/system/run/routerd/routerd.sock")]
+    pub routerd: PathBuf,
+    /// The port of other nodes' apid
+    #[arg(long, value_name = "PORT", default_value_t = PORT)]
+    pub target_port: u16,
+    /// Log each call
+    #[arg(long)]
+    pub debug: bool,
+    /// How often the certificates are looked at
+    #[arg(skip = LOOK_EVERY)]
+    pub look_every: Duration,
+}
+
+/// Why apid stops.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no runtime to run on, or no signal handler.
+    #[error("start the runtime")]
+    Runtime(#[source] io::Error),
+    /// There are no certificates to begin with.
+    #[error(transparent)]
+    Identity(#[from] identity::Error),
+    /// The port cannot be opened.
+    #[error("open the port")]
+    Listen(#[source] io::Error),
+    /// The server stopped.
+    #[error("serve")]
+    Serve(#[source] tonic::transport::Error),
+}
+
+/// The role's entry: options, log, runtime.
+pub fn main(args: Vec<OsString>) -> ExitCode {
+    let options = match orlop_rt::parse::<Options>(args) {
+        Ok(options) => options,
+        Err(code) => return code,
+    };
+    orlop_telemetry::to_stderr(options.debug);
+    let result = orlop_rt::run_daemon(Error::Runtime, |shutdown| run(options, shutdown));
+    orlop_rt::exit("apid", result)
+}
+
+/// Serves until `shutdown`.
+///
+/// # Errors
+/// When there are no usable certificates, or the port cannot be opened.
+pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Error> {
+    Apid::open(options).await?.serve(shutdown).await
+}
+
+/// An apid whose port is open, but who does not answer yet.
+#[derive(Debug)]
+pub struct Apid {
+    options: Options,
+    listener: TcpListener,
+    address: SocketAddr,
+    files: Files,
+    identity: Identity,
+}
+
+impl Apid {
+    /// Reads the certificates and opens the port.
+    ///
+    /// # Errors
+    /// When there are no usable certificates, or the port cannot be opened.
+    pub async fn open(options: Options) -> Result<Self, Error> {
+        let (files, identity) = Files::open(&options.secrets)?;
+        let listener = tls::listen(options.listen).await.map_err(Error::Listen)?;
+        let address = listener.local_addr().map_err(Error::Listen)?;
+        Ok(Self { options, listener, address, files, identity })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `shutdown`.
+    ///
+    /// # Errors
+    /// When the server cannot be set up.
+    pub async fn serve(self, shutdown: CancellationToken) -> Result<(), Error> {
+        let Self { options, listener, address, mut files, identity } = self;
+        let (config, configs) = watch::channel(Arc::clone(&identity.server));
+        let door =
+            Arc::new(Door::new(unix::channel(&options.routerd), options.target_port, identity));
+        let answering = Arc::clone(&door);
+        let service = tower::service_fn(move |request| {
+            let door = Arc::clone(&answering);
+            async move { Ok::<_, Infallible>(door.call(request).await) }
+        });
+        info!(%address, "listening");
+        let serving = orlop_rpc::serve(service, tls::incoming(listener, configs), shutdown, GRACE);
+        let looking = async {
+            let mut look = interval(options.look_every);
+            look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                look.tick().await;
+                if let Some(identity) = files.look() {
+                    config.send_replace(Arc::clone(&identity.server));
+                    door.become_known_as(identity);
+                }
+            }
+        };
+        tokio::select! {
+            served = serving => served.map_err(Error::Serve),
+            () = looking => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

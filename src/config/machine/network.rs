@@ -1,0 +1,244 @@
+//! `machine.network`: host name, interfaces, resolvers (spec/node-api §6.3–6.4).
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::value::{mtu, text, texts};
+
+/// `machine.network`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Network {
+    /// Beats every other source of the host name; split at its first dot.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
+    /// Settings by link name; several of one name add up.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub interfaces: Vec<Interface>,
+    /// Replace the default resolvers.
+    #[serde(with = "texts", skip_serializing_if = "Vec::is_empty")]
+    pub nameservers: Vec<IpAddr>,
+    /// Lines for `/etc/hosts`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub extra_host_entries: Vec<HostEntry>,
+}
+
+/// A line of `/etc/hosts`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct HostEntry {
+    /// Required.
+    #[serde(with = "text")]
+    pub ip: Option<IpAddr>,
+    /// Names of that address.
+    pub aliases: Vec<String>,
+}
+
+/// `machine.network.interfaces[]`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Interface {
+    /// The link's name; required.
+    pub interface: String,
+    /// Address and prefix length; excludes `dhcp`.
+    #[serde(with = "text", skip_serializing_if = "Option::is_none")]
+    pub cidr: Option<IpNet>,
+    /// Addresses by DHCP.
+    #[serde(skip_serializing_if = "is_false")]
+    pub dhcp: bool,
+    /// How DHCP is done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dhcp_options: Option<DhcpOptions>,
+    /// Routes through this link.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<Route>,
+    /// Bytes, 68..=65535; `None` leaves the link's own. Beats DHCP's.
+    #[serde(deserialize_with = "mtu::deserialize", skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+    /// Leave the link alone.
+    #[serde(skip_serializing_if = "is_false")]
+    pub ignore: bool,
+    /// Create it as a dummy link.
+    #[serde(skip_serializing_if = "is_false")]
+    pub dummy: bool,
+    /// 802.1Q links on top of it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub vlans: Vec<Vlan>,
+    /// Create it as a bond.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bond: Option<Bond>,
+}
+
+/// `dhcpOptions`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct DhcpOptions {
+    /// Of the default route; `None` means 1024.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub route_metric: Option<u32>,
+}
+
+/// A static route.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Route {
+    /// Destination; required.
+    #[serde(with = "text")]
+    pub network: Option<IpNet>,
+    /// `None`, `0.0.0.0` and `::` mean on-link.
+    #[serde(with = "text", skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<IpAddr>,
+    /// `None` means 10.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metric: Option<u32>,
+}
+
+/// The link `<interface>.<vlanId>`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Vlan {
+    /// 1..=4094 (IEEE 802.1Q).
+    pub vlan_id: u16,
+    /// Address and prefix length; excludes `dhcp`.
+    #[serde(with = "text", skip_serializing_if = "Option::is_none")]
+    pub cidr: Option<IpNet>,
+    /// Routes through this link.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<Route>,
+    /// Addresses by DHCP.
+    #[serde(skip_serializing_if = "is_false")]
+    pub dhcp: bool,
+}
+
+/// Options of a bond (Documentation/networking/bonding.rst); `None` leaves the kernel's default.
+/// A word's value on the wire is its position in its enumeration.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+#[expect(missing_docs, reason = "the kernel's names, explained in its documentation")]
+pub struct Bond {
+    /// The links it is made of; at least one.
+    pub interfaces: Vec<String>,
+    #[serde(rename = "arpIPTarget", with = "texts", skip_serializing_if = "Vec::is_empty")]
+    pub arp_ip_target: Vec<IpAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mode: Option<BondMode>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub xmit_hash_policy: Option<XmitHashPolicy>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lacp_rate: Option<LacpRate>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ad_actor_system: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub arp_validate: Option<ArpValidate>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub arp_all_targets: Option<ArpAllTargets>,
+    /// A link's name; it becomes an index on the wire.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub primary: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub primary_reselect: Option<PrimaryReselect>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fail_over_mac: Option<FailOverMac>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ad_select: Option<AdSelect>,
+    /// Milliseconds, like the two delays and the ARP interval.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub miimon: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub updelay: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub downdelay: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub arp_interval: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resend_igmp: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_links: Option<u32>,
+    /// Seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lp_interval: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub packets_per_slave: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub num_peer_notif: Option<u8>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tlb_dynamic_lb: Option<u8>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub all_slaves_active: Option<u8>,
+    /// Sent as 0 when absent.
+    #[serde(skip_serializing_if = "is_false")]
+    pub use_carrier: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ad_actor_sys_prio: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ad_user_port_key: Option<u16>,
+    /// Milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peer_notify_delay: Option<u32>,
+}
+
+/// An enumeration of the kernel's words; the value on the wire is the position.
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident { $($variant:ident = $word:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+        #[repr(u8)]
+        #[expect(missing_docs, reason = "the kernel's words")]
+        pub enum $name {
+            $(#[serde(rename = $word)] $variant,)+
+        }
+    };
+}
+
+words!(
+    /// IFLA_BOND_MODE.
+    BondMode {
+        BalanceRr = "balance-rr",
+        ActiveBackup = "active-backup",
+        BalanceXor = "balance-xor",
+        Broadcast = "broadcast",
+        Ieee8023ad = "802.3ad",
+        BalanceTlb = "balance-tlb",
+        BalanceAlb = "balance-alb",
+    }
+);
+words!(
+    /// IFLA_BOND_XMIT_HASH_POLICY.
+    XmitHashPolicy {
+        Layer2 = "layer2",
+        Layer34 = "layer3+4",
+        Layer23 = "layer2+3",
+        Encap23 = "encap2+3",
+        Encap34 = "encap3+4",
+    }
+);
+words!(
+    /// IFLA_BOND_AD_LACP_RATE.
+    LacpRate { Slow = "slow", Fast = "fast" }
+);
+words!(
+    /// IFLA_BOND_AD_SELECT.
+    AdSelect { Stable = "stable", Bandwidth = "bandwidth", Count = "count" }
+);
+words!(
+    /// IFLA_BOND_ARP_VALIDATE.
+    ArpValidate { None = "none", Active = "active", Backup = "backup", All = "all" }
+);
+words!(
+    /// IFLA_BOND_ARP_ALL_TARGETS.
+    ArpAllTargets { Any = "any", All = "all" }
+);
+words!(
+    /// IFLA_BOND_PRIMARY_RESELECT.
+    PrimaryReselect { Always = "always", Better = "better", Failure = "failure" }
+);
+words!(
+    /// IFLA_BOND_FAIL_OVER_MAC.
+    FailOverMac { None = "none", Active = "active", Follow = "follow" }
+);
+
+pub(super) fn is_false(value: &bool) -> bool {
+    !value
+}

@@ -1,0 +1,384 @@
+//! Calls to nodes: which endpoint is dialled, which nodes are meant, what each of them answered.
+//!
+//! One call goes to one endpoint, with a metadata key `nodes` for each target; apid there asks them
+//! and joins their answers. Without targets the endpoint answers for itself, and is printed as it was
+//! typed. An endpoint that cannot be reached hands over to the next one; once a request may have been
+//! sent it is never sent again, because a call may be a reboot.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::error::Error as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use orlop_proto::common::Metadata;
+use orlop_proto::machine::machine_service_client::MachineServiceClient;
+use orlop_proto::network::network_service_client::NetworkServiceClient;
+use orlop_proto::{common, machine, network};
+use tokio_rustls::rustls::ClientConfig;
+use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::Channel;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::endpoint::{self, Endpoint};
+use crate::error::{Attempt, Error, Failure};
+use crate::refusal;
+
+/// Until when a unary call must be answered, connecting included.
+const DEADLINE: Duration = Duration::from_secs(20);
+/// Nodes are told to give up a little later: it is our own clock that ends a call.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// What a generated client is made from: a channel that adds the targets to each call.
+pub(crate) type Node = InterceptedService<Channel, Targets>;
+
+/// The machine API of a node; the joined answers of many nodes are long.
+pub(crate) fn machine(node: Node) -> MachineServiceClient<Node> {
+    MachineServiceClient::new(node).max_decoding_message_size(orlop_rpc::MAX_MESSAGE)
+}
+
+/// The network API of a node.
+pub(crate) fn network(node: Node) -> NetworkServiceClient<Node> {
+    NetworkServiceClient::new(node).max_decoding_message_size(orlop_rpc::MAX_MESSAGE)
+}
+
+/// The cluster as one context of the client configuration shows it.
+#[derive(Debug)]
+pub(crate) struct Client {
+    /// Tried in turn; never empty.
+    endpoints: Vec<Endpoint>,
+    targets: Targets,
+    tls: Arc<ClientConfig>,
+    /// Whose certificate is shown, as named in errors.
+    identity: String,
+}
+
+/// What one node said.
+#[derive(Debug)]
+pub(crate) struct Answer<M> {
+    /// As it is printed under `NODE`.
+    pub(crate) node: String,
+    pub(crate) message: M,
+}
+
+impl Client {
+    pub(crate) fn new(
+        endpoints: Vec<Endpoint>,
+        nodes: Vec<String>,
+        identity: String,
+        tls: Arc<ClientConfig>,
+    ) -> Result<Self, Error> {
+        debug_assert!(!endpoints.is_empty());
+        let targets = Targets::new(nodes)?;
+        Ok(Self { endpoints, targets, tls, identity })
+    }
+
+    /// What will stand under `NODE`: the targets, else the first endpoint.
+    pub(crate) fn nodes(&self) -> BTreeSet<String> {
+        if self.targets.nodes.is_empty() {
+            return [self.endpoints[0].to_string()].into();
+        }
+        let typed = |node: &MetadataValue<Ascii>| String::from_utf8_lossy(node.as_bytes()).into();
+        self.targets.nodes.iter().map(typed).collect()
+    }
+
+    /// Makes a unary call and returns what the nodes answered; those that failed are told on stderr.
+    ///
+    /// # Errors
+    /// When no endpoint or no node answered. `what` says what was being done: `read memory`.
+    pub(crate) async fn ask<R: Reply>(
+        &self,
+        what: &str,
+        call: impl AsyncFn(Node) -> Result<Response<R>, Status>,
+    ) -> Result<Vec<Answer<R::Message>>, Error> {
+        let targets = Targets { deadline: Some(DEADLINE), ..self.targets.clone() };
+        let (endpoint, reply) = self.reach(what, targets, call).await?;
+        let (answers, failures) = sort(&endpoint.to_string(), reply.into_inner().messages());
+        if answers.is_empty() && !failures.is_empty() {
+            return Err(Error::Failed { what: what.to_owned(), failures });
+        }
+        failures.iter().for_each(|failure| say!("warning: {what}: {failure}"));
+        Ok(answers)
+    }
+
+    /// Makes a streaming call and hands over each message with the node it is from, until all nodes
+    /// are done or Ctrl-C. A node that fails is told on stderr, the others go on.
+    ///
+    /// # Errors
+    /// When no endpoint answered, every node failed, or `each` did.
+    pub(crate) async fn follow<M: Message>(
+        &self,
+        what: &str,
+        call: impl AsyncFn(Node) -> Result<Response<Streaming<M>>, Status>,
+        mut each: impl FnMut(&str, M) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let messages = async {
+            let (endpoint, reply) = self.reach(what, self.targets.clone(), call).await?;
+            let mut stream = reply.into_inner();
+            let mut outcome = Outcome::default();
+            while let Some(message) = stream.message().await.transpose() {
+                let message = message.map_err(|status| Error::ended(what, endpoint, &status))?;
+                match split(&endpoint.to_string(), message) {
+                    Ok(Answer { node, message }) => {
+                        outcome.succeeded(&node);
+                        each(&node, message)?;
+                    }
+                    Err(failure) => {
+                        say!("warning: {what}: {failure}");
+                        outcome.failed(failure);
+                    }
+                }
+            }
+            outcome.judge(what, self.nodes().len())
+        };
+        tokio::select! {
+            done = messages => done,
+            interrupted = tokio::signal::ctrl_c() => interrupted.map_err(Error::Signal),
+        }
+    }
+
+    /// Calls the first endpoint that can be reached.
+    async fn reach<T>(
+        &self,
+        what: &str,
+        targets: Targets,
+        call: impl AsyncFn(Node) -> Result<T, Status>,
+    ) -> Result<(&Endpoint, T), Error> {
+        let mut attempts = Vec::new();
+        for endpoint in &self.endpoints {
+            let Endpoint { host, port, .. } = endpoint;
+            let channel = orlop_rpc::tls::channel(host, *port, Arc::clone(&self.tls));
+            let node = InterceptedService::new(channel, targets.clone());
+            let answered = call(node);
+            let answer = match targets.deadline {
+                Some(deadline) => tokio::time::timeout(deadline, answered).await,
+                None => Ok(answered.await),
+            };
+            match answer {
+                Ok(Ok(reply)) => return Ok((endpoint, reply)),
+                Ok(Err(status)) => match Attempt::unreached(&status) {
+                    Some(attempt) => attempts.push(attempt),
+                    None => return Err(self.refused(what, endpoint, &status).await),
+                },
+                Err(_) => {
+                    let (what, endpoint) = (what.to_owned(), endpoint.to_string());
+                    return Err(Error::Deadline { what, endpoint, after: DEADLINE });
+                }
+            }
+        }
+        Err(Error::Unreachable { what: what.to_owned(), identity: self.identity.clone(), attempts })
+    }
+
+    async fn refused(&self, what: &str, endpoint: &Endpoint, status: &Status) -> Error {
+        // Only a status that was made here has a source.
+        let Some(source) = status.source() else { return Error::refused(what, endpoint, status) };
+        match refusal::listen(endpoint, Arc::clone(&self.tls)).await {
+            Some(said) => Error::broken(what, endpoint, &self.identity, &said),
+            None => Error::broken(what, endpoint, &self.identity, source),
+        }
+    }
+}
+
+/// Puts the nodes a call is meant for, and its deadline, into its metadata.
+#[derive(Clone, Debug)]
+pub(crate) struct Targets {
+    nodes: Vec<MetadataValue<Ascii>>,
+    deadline: Option<Duration>,
+}
+
+impl Targets {
+    fn new(nodes: Vec<String>) -> Result<Self, Error> {
+        let value = |node: String| match (endpoint::target(&node), MetadataValue::try_from(&node)) {
+            (Ok(()), Ok(value)) => Ok(value),
+            (meant, _) => Err(Error::Node { node, meant: meant.err().flatten() }),
+        };
+        let nodes = nodes.into_iter().map(value).collect::<Result<_, _>>()?;
+        Ok(Self { nodes, deadline: None })
+    }
+
+    fn add_to(&self, metadata: &mut MetadataMap) {
+        for node in &self.nodes {
+            metadata.append("nodes", node.clone());
+        }
+    }
+}
+
+impl Interceptor for Targets {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        self.add_to(request.metadata_mut());
+        if let Some(deadline) = self.deadline {
+            request.set_timeout(deadline + GRACE);
+        }
+        Ok(request)
+    }
+}
+
+/// Which nodes of a stream ended badly, so far, and why.
+#[derive(Debug, Default)]
+struct Outcome {
+    failed: BTreeMap<String, String>,
+}
+
+impl Outcome {
+    fn failed(&mut self, failure: Failure) {
+        self.failed.insert(failure.node, failure.why);
+    }
+
+    /// A record that could not be read is no failure of a node that goes on.
+    fn succeeded(&mut self, node: &str) {
+        self.failed.remove(node);
+    }
+
+    fn judge(self, what: &str, nodes: usize) -> Result<(), Error> {
+        if self.failed.len() < nodes {
+            return Ok(());
+        }
+        let failures = self.failed.into_iter().map(|(node, why)| Failure { node, why }).collect();
+        Err(Error::Failed { what: what.to_owned(), failures })
+    }
+}
+
+/// What nodes answered, and how others failed.
+fn sort<M: Message>(endpoint: &str, messages: Vec<M>) -> (Vec<Answer<M>>, Vec<Failure>) {
+    let (mut answers, mut failures) = (Vec::new(), Vec::new());
+    for message in messages {
+        match split(endpoint, message) {
+            Ok(answer) => answers.push(answer),
+            Err(failure) => failures.push(failure),
+        }
+    }
+    (answers, failures)
+}
+
+/// Names the node a message is from: the endpoint, when no apid put a name into it.
+fn split<M: Message>(endpoint: &str, message: M) -> Result<Answer<M>, Failure> {
+    let metadata = message.metadata().cloned().unwrap_or_default();
+    let Metadata { hostname, error, status } = metadata;
+    let node = if hostname.is_empty() { endpoint.to_owned() } else { hostname };
+    match status {
+        Some(status) if status.code != 0 => Err(Failure::from_status(node, &status)),
+        _ if !error.is_empty() => Err(Failure { node, why: error }),
+        _ => Ok(Answer { node, message }),
+    }
+}
+
+/// A message that says which node it is from.
+pub(crate) trait Message {
+    fn metadata(&self) -> Option<&Metadata>;
+}
+
+/// A unary reply: a message of each node.
+pub(crate) trait Reply {
+    type Message: Message;
+
+    fn messages(self) -> Vec<Self::Message>;
+}
+
+macro_rules! messages {
+    ($($message:path),+ $(,)?) => {
+        $(impl Message for $message {
+            fn metadata(&self) -> Option<&Metadata> {
+                self.metadata.as_ref()
+            }
+        })+
+    };
+}
+
+macro_rules! replies {
+    ($($reply:path => $message:path),+ $(,)?) => {
+        messages!($($message),+);
+        $(impl Reply for $reply {
+            type Message = $message;
+
+            fn messages(self) -> Vec<$message> {
+                self.messages
+            }
+        })+
+    };
+}
+
+messages!(common::Data, machine::Event);
+
+replies! {
+    machine::ContainersResponse => machine::Container,
+    machine::MemoryResponse => machine::Memory,
+    machine::MountsResponse => machine::Mounts,
+    machine::ProcessesResponse => machine::Process,
+    machine::RebootResponse => machine::Reboot,
+    machine::ServiceListResponse => machine::ServiceList,
+    machine::ServiceRestartResponse => machine::ServiceRestart,
+    machine::ServiceStartResponse => machine::ServiceStart,
+    machine::ServiceStopResponse => machine::ServiceStop,
+    machine::ShutdownResponse => machine::Shutdown,
+    machine::StatsResponse => machine::Stats,
+    machine::VersionResponse => machine::Version,
+    network::InterfacesResponse => network::Interfaces,
+    network::RoutesResponse => network::Routes,
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use orlop_proto::google::rpc;
+    use orlop_proto::machine::Memory;
+
+    use super::*;
+
+    fn said(hostname: &str, error: &str, code: i32) -> Memory {
+        let message = "no route to host".to_owned();
+        let status = (code != 0).then(|| rpc::Status { code, message, details: vec![] });
+        let (hostname, error) = (hostname.to_owned(), error.to_owned());
+        Memory { metadata: Some(Metadata { hostname, error, status }), meminfo: None }
+    }
+
+    #[test]
+    fn an_answer_without_a_name_is_from_the_endpoint_as_typed() {
+        let (answers, failures) =
+            sort("[fd00::2]:50001", vec![Memory::default(), said("b", "", 0)]);
+        let nodes: Vec<_> = answers.iter().map(|answer| &*answer.node).collect();
+        assert_eq!(nodes, ["[fd00::2]:50001", "b"]);
+        assert!(failures.is_empty());
+    }
+
+    #[test]
+    fn the_status_of_a_failed_node_is_preferred_to_its_text() {
+        let text = "rpc error: code = Unavailable desc = other";
+        let (answers, failures) =
+            sort("a", vec![said("b", text, 14), said("c", text, 0), said("d", "", 0)]);
+        assert_eq!(answers[0].node, "d");
+        let failures: Vec<_> = failures.iter().map(ToString::to_string).collect();
+        assert_eq!(failures, ["b: no route to host (Unavailable)", &format!("c: {text}")]);
+    }
+
+    #[test]
+    fn each_target_is_one_value_of_the_key_nodes() {
+        let targets = Targets::new(vec!["10.0.0.2".to_owned(), "fd00::3".to_owned()]).unwrap();
+        let mut metadata = MetadataMap::new();
+        targets.add_to(&mut metadata);
+        let values: Vec<_> = metadata.get_all("nodes").iter().collect();
+        assert_eq!(values, ["10.0.0.2", "fd00::3"]);
+    }
+
+    #[test]
+    fn a_target_that_cannot_be_sent_is_refused() {
+        for node in ["", " ", "a\nb", "10.0.0.2:50000"] {
+            assert!(matches!(Targets::new(vec![node.to_owned()]), Err(Error::Node { .. })));
+        }
+    }
+
+    #[test]
+    fn a_stream_fails_only_when_every_node_did() {
+        let failure = |node: &str| Failure { node: node.to_owned(), why: "gone".to_owned() };
+        let mut outcome = Outcome::default();
+        outcome.failed(failure("a"));
+        outcome.failed(failure("b"));
+        outcome.succeeded("b");
+        assert!(outcome.judge("follow", 2).is_ok());
+        let mut outcome = Outcome::default();
+        outcome.failed(failure("a"));
+        outcome.failed(failure("b"));
+        let error = outcome.judge("follow events", 2).unwrap_err();
+        assert_eq!(error.to_string(), "follow events: a: gone; b: gone");
+    }
+}

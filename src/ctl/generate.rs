@@ -1,0 +1,101 @@
+//! `gen config`: the configurations of a new cluster, and the client configuration for it.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use orlop_config::generate::{self, Mirror, generate};
+use orlop_config::machine;
+
+use crate::error::Error;
+use crate::options::Global;
+use crate::table::print;
+
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    /// Make controlplane.yaml, worker.yaml and talosconfig, with new secrets
+    ///
+    /// The endpoints given with -e become those of the client configuration.
+    Config(Options),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Name of the cluster
+    name: String,
+    /// URL of the Kubernetes API, like https://10.0.0.2:6443
+    endpoint: String,
+    /// Folder to write the files into; else the current one
+    #[arg(short, long, value_name = "DIRECTORY")]
+    output_dir: Option<PathBuf>,
+    /// Write over files that are there
+    #[arg(long)]
+    force: bool,
+    /// Disk to install to
+    #[arg(long, value_name = "DISK", default_value = "/dev/sda")]
+    install_disk: String,
+    /// Image of the installer; else that of the node's version
+    #[arg(long, value_name = "IMAGE")]
+    install_image: Option<String>,
+    /// Further names and addresses for the certificates of the nodes and the API server
+    #[arg(long, value_delimiter = ',', value_name = "SAN")]
+    additional_sans: Vec<String>,
+    /// Domain of the cluster's services
+    #[arg(long, value_name = "DOMAIN", default_value = "cluster.local")]
+    dns_domain: String,
+    /// Where to fetch images from instead, as HOST=URL
+    #[arg(long = "registry-mirror", value_delimiter = ',', value_name = "HOST=URL")]
+    registry_mirrors: Vec<Mirror>,
+}
+
+/// Writes all files, or none when one of them is there, and says which.
+pub(crate) fn run(global: &Global, options: &Options) -> Result<(), Error> {
+    let Options { name, endpoint, output_dir, force, .. } = options;
+    let folder = output_dir.as_deref().unwrap_or(Path::new(""));
+    let mut choices = generate::Options {
+        additional_sans: options.additional_sans.clone(),
+        install_disk: options.install_disk.clone(),
+        install_image: options.install_image.clone(),
+        dns_domain: options.dns_domain.clone(),
+        registry_mirrors: options.registry_mirrors.clone(),
+        ..generate::Options::default()
+    };
+    if !global.endpoints.is_empty() {
+        choices.endpoints = global.endpoints.iter().map(ToString::to_string).collect();
+    }
+    let made = generate(name, endpoint, &choices, SystemTime::now())?;
+    let nodes = [
+        ("controlplane.yaml", made.control_plane.to_yaml()),
+        ("worker.yaml", made.worker.to_yaml()),
+    ];
+    // What a node would refuse is better refused here.
+    for (file, text) in &nodes {
+        machine::parse(file, text)?;
+    }
+    let files = nodes
+        .into_iter()
+        .chain([("talosconfig", made.client.to_yaml())])
+        .map(|(file, text)| (folder.join(file), text))
+        .collect::<Vec<_>>();
+    if let Some((path, _)) = files.iter().find(|(path, _)| !force && path.exists()) {
+        return Err(Error::Exists { path: path.clone() });
+    }
+    for (path, text) in &files {
+        let failed = |source| Error::Write { path: path.clone(), source };
+        fs::create_dir_all(folder).and_then(|()| create(path, text)).map_err(failed)?;
+        print(format!("created {}\n", path.display()).as_bytes())?;
+    }
+    Ok(())
+}
+
+/// Makes a file anew that only its owner can read, whatever the mode of an older one.
+fn create(path: &Path, text: &str) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(text.as_bytes())
+}

@@ -1,0 +1,108 @@
+//! `orlopctl`: the operator's command line.
+//!
+//! A command is a file: its flags, its call, and pure functions from what nodes answered to the text
+//! that is printed. What they share: [`options`] (the command line), [`context`] (the client
+//! configuration), [`client`] (calls and answers), [`table`] (output), [`error`] (failures, hints and
+//! exit codes), [`units`] and [`endpoint`].
+
+#![forbid(unsafe_code)]
+
+/// Writes a line to stderr. Unlike `eprintln!` this does not panic when nobody reads it any more.
+macro_rules! say {
+    ($($said:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($said)*);
+    }};
+}
+
+mod client;
+mod containers;
+mod context;
+mod endpoint;
+mod error;
+mod events;
+mod generate;
+#[cfg(test)]
+mod golden;
+mod logs;
+mod memory;
+mod mounts;
+mod network;
+mod options;
+mod power;
+mod processes;
+mod refusal;
+mod services;
+mod table;
+mod units;
+mod version;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::CommandFactory as _;
+use orlop_rt::{Chain, Exit};
+
+use error::Error;
+use options::{Command, Options};
+
+/// Runs one command of the operator's; `args[0]` is the role's name.
+pub fn main(args: Vec<OsString>) -> ExitCode {
+    let options: Options = match orlop_rt::parse(args) {
+        Ok(options) => options,
+        Err(code) => return code,
+    };
+    let Err(error) = run(&options) else { return Exit::Ok.into() };
+    let exit = error.exit();
+    if exit != Exit::Ok {
+        say!("error: {}", Chain(&error));
+        error.hint().iter().for_each(|hint| say!("hint: {hint}"));
+    }
+    exit.into()
+}
+
+/// What needs no node is done at once; the rest gets a client and a runtime.
+fn run(options: &Options) -> Result<(), Error> {
+    let Options { global, command } = options;
+    match command {
+        Command::Completion { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Options::command(), "orlopctl", &mut script);
+            return table::print(&script);
+        }
+        Command::Config(change) => return context::run(global, change),
+        Command::Gen(generate::Command::Config(options)) => return generate::run(global, options),
+        Command::Version(options) => {
+            version::own(options)?;
+            if options.client {
+                return Ok(());
+            }
+        }
+        _ => {}
+    }
+    let client = context::open(global)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(Error::Runtime)?.block_on(ask(&client, command))
+}
+
+async fn ask(client: &client::Client, command: &Command) -> Result<(), Error> {
+    match command {
+        Command::Containers(options) => containers::list(client, options).await,
+        Command::Dmesg(options) => logs::dmesg(client, options).await,
+        Command::Events(options) => events::run(client, options).await,
+        Command::Interfaces(options) => network::list_interfaces(client, options).await,
+        Command::Logs(options) => logs::logs(client, options).await,
+        Command::Memory(options) => memory::run(client, options).await,
+        Command::Mounts(options) => mounts::run(client, options).await,
+        Command::Processes(options) => processes::run(client, options).await,
+        Command::Reboot => power::reboot(client).await,
+        Command::Routes(options) => network::list_routes(client, options).await,
+        Command::Service(options) => services::run(client, options).await,
+        Command::Shutdown => power::shutdown(client).await,
+        Command::Stats(options) => containers::stats(client, options).await,
+        Command::Version(_) => version::nodes(client).await,
+        Command::Completion { .. } | Command::Config(_) | Command::Gen(_) => {
+            unreachable!("done without a node")
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! The command line: global flags and the table of commands.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+use clap_complete::Shell;
+
+use crate::endpoint::Endpoint;
+use crate::{
+    containers, context, events, generate, logs, memory, mounts, network, processes, services,
+    version,
+};
+
+/// Drives nodes through their API.
+#[derive(Debug, Parser)]
+#[command(name = "orlopctl", version = orlop_rt::version::TAG)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Which cluster and which nodes: the same for all commands.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Which nodes")]
+pub(crate) struct Global {
+    /// Client configuration; else $TALOSCONFIG, else ~/.talos/config
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) talosconfig: Option<PathBuf>,
+    /// Context of the client configuration; else its current one
+    #[arg(long, global = true, value_name = "NAME")]
+    pub(crate) context: Option<String>,
+    /// Nodes that are meant, comma-separated or repeated; else the context's; else the first endpoint
+    #[arg(short, long, global = true, value_delimiter = ',', value_name = "NODE")]
+    pub(crate) nodes: Vec<String>,
+    /// Where to connect, tried in turn: HOST, HOST:PORT or [IPv6]:PORT; else the context's
+    #[arg(short, long, global = true, value_delimiter = ',', value_name = "ENDPOINT")]
+    pub(crate) endpoints: Vec<Endpoint>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show and change the client configuration
+    #[command(subcommand)]
+    Config(context::Command),
+    /// List containers
+    #[command(visible_alias = "c")]
+    Containers(containers::Options),
+    /// Read the kernel's log
+    Dmesg(logs::DmesgOptions),
+    /// Follow what nodes do
+    Events(events::Options),
+    /// Generate configurations
+    #[command(subcommand)]
+    Gen(generate::Command),
+    /// List network interfaces and their addresses
+    Interfaces(network::Options),
+    /// Read the log of a service
+    Logs(logs::Options),
+    /// Show memory usage
+    #[command(visible_aliases = ["m", "free"])]
+    Memory(memory::Options),
+    /// List file systems
+    #[command(visible_alias = "mount")]
+    Mounts(mounts::Options),
+    /// List running processes
+    #[command(visible_aliases = ["p", "ps"])]
+    Processes(processes::Options),
+    /// Reboot nodes
+    Reboot,
+    /// List network routes
+    #[command(visible_alias = "route")]
+    Routes(network::Options),
+    /// Show, start, stop or restart services
+    #[command(visible_alias = "services")]
+    Service(services::Options),
+    /// Shut nodes down
+    Shutdown,
+    /// Show what containers use
+    Stats(containers::Options),
+    /// Show the version of this program and of the nodes
+    Version(version::Options),
+    /// Print a script that completes commands in a shell
+    Completion {
+        #[arg(value_enum)]
+        shell: Shell,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Options::command().debug_assert();
+    }
+}

@@ -1,0 +1,462 @@
+//! The machine API (`machine.MachineService`) on machined's unix socket: proto on one side, the node's
+//! own types on the other. What a method needs of `/proc` is in [`host`], of containerd in
+//! [`containers`]; methods that later issues bring answer `Unimplemented`.
+
+mod containers;
+pub(crate) mod host;
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+use std::{fs, io};
+
+use containerd_client::tonic::transport::Channel;
+use futures_util::stream::{self, Stream, StreamExt as _};
+use orlop_proto::common::{ContainerDriver, Data, Metadata};
+use orlop_proto::machine::machine_service_server::{MachineService, MachineServiceServer};
+use orlop_proto::machine::{self as proto, LogsRequest};
+use orlop_rt::{CancellationToken, version};
+use orlop_supervise::machine::Entry;
+use orlop_supervise::{Permissions, Service, State};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::task::spawn_blocking;
+use tonic::codec::CompressionEncoding;
+use tonic::{Request, Response, Status};
+
+use crate::events::{Record, Tail};
+use crate::kmsg::{self, Line};
+use crate::node::Node;
+use crate::power::End;
+use crate::services::CONTAINERD_SOCKET;
+
+/// Where machined's API listens.
+pub(crate) const SOCKET: &str = "/system/run/machined/machine.sock";
+
+/// Bytes of a stream that travel in one message; readers do not care.
+const CHUNK: usize = 32 << 10;
+const SYSTEM: &str = "system";
+const KUBERNETES: &str = "k8s.io";
+
+type Answer<T> = Result<Response<T>, Status>;
+type Items<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+type Streamed<T> = Answer<Items<T>>;
+
+/// Bytes of a request. None that is served today needs a tenth; PID 1's memory is nobody's to fill.
+const REQUEST_LIMIT: usize = 64 << 10;
+/// Those who follow a log or the events get this long to see the end coming.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Serves until `shutdown`; calls under way may finish.
+pub(crate) async fn serve(node: Node, shutdown: CancellationToken) -> io::Result<()> {
+    let incoming = orlop_rpc::unix::listen(SOCKET)?;
+    let service = MachineServiceServer::new(Machine { node })
+        .accept_compressed(CompressionEncoding::Gzip)
+        .max_decoding_message_size(REQUEST_LIMIT);
+    orlop_rpc::serve(service, incoming, shutdown, GRACE).await.map_err(io::Error::other)
+}
+
+#[derive(Debug)]
+struct Machine {
+    node: Node,
+}
+
+/// What can be asked for a service.
+#[derive(Clone, Copy, Debug)]
+enum Operation {
+    Start,
+    Stop,
+    Restart,
+}
+
+impl Operation {
+    fn verb(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Stop => "stop",
+            Self::Restart => "restart",
+        }
+    }
+
+    fn done(self) -> &'static str {
+        match self {
+            Self::Start => "started",
+            Self::Stop => "stopped",
+            Self::Restart => "restarted",
+        }
+    }
+
+    fn allowed(self, permissions: Permissions) -> bool {
+        match self {
+            Self::Start => permissions.start,
+            Self::Stop => permissions.stop,
+            Self::Restart => permissions.restart,
+        }
+    }
+
+    /// Whether a service in `state` is where this would bring it.
+    fn done_in(self, state: State) -> bool {
+        let down =
+            matches!(state, State::Initialized | State::Finished | State::Failed | State::Skipped);
+        match self {
+            Self::Start => !down && state != State::Stopping,
+            Self::Stop => down,
+            Self::Restart => false,
+        }
+    }
+}
+
+impl Machine {
+    /// A stream that ends with its items, or with the node: who follows must not hold up a shutdown.
+    fn boxed<T>(
+        &self,
+        items: impl Stream<Item = Result<T, Status>> + Send + 'static,
+    ) -> Response<Items<T>> {
+        let end = self.node.shutdown().clone().cancelled_owned();
+        Response::new(Box::pin(items.take_until(end)))
+    }
+
+    /// What is so already succeeds without a permission; restarting what is down starts it.
+    async fn operate(&self, id: &str, operation: Operation) -> Result<String, Status> {
+        let supervisor = self.node.supervisor();
+        let service = supervisor.status(id).await.map_err(unsupervised)?;
+        if !operation.done_in(service.status.state) {
+            let verb = operation.verb();
+            if !operation.allowed(service.permissions) {
+                return Err(Status::unknown(format!(
+                    "service \"{id}\" doesn't support {verb} operation via API"
+                )));
+            }
+            match operation {
+                Operation::Start => supervisor.start(id).await,
+                Operation::Stop => supervisor.stop(id).await,
+                Operation::Restart => supervisor.restart(id).await,
+            }
+            .map_err(unsupervised)?;
+        }
+        Ok(format!("Service \"{id}\" {}", operation.done()))
+    }
+}
+
+#[tonic::async_trait]
+impl MachineService for Machine {
+    async fn version(&self, _: Request<()>) -> Answer<proto::VersionResponse> {
+        let version = proto::VersionInfo {
+            tag: version::TAG.to_owned(),
+            sha: version::SHA.to_owned(),
+            built: version::BUILT.to_owned(),
+            go_version: version::COMPILER.to_owned(),
+            os: "linux".to_owned(),
+            arch: go_arch().to_owned(),
+        };
+        let platform = proto::PlatformInfo {
+            name: self.node.platform().to_owned(),
+            mode: if self.node.platform() == "metal" { "metal" } else { "cloud" }.to_owned(),
+        };
+        let version =
+            proto::Version { metadata: None, version: Some(version), platform: Some(platform) };
+        Ok(Response::new(proto::VersionResponse { messages: vec![version] }))
+    }
+
+    async fn hostname(&self, _: Request<()>) -> Answer<proto::HostnameResponse> {
+        let name =
+            nix::unistd::gethostname().map_err(|error| failed("read the host name", error))?;
+        let hostname =
+            proto::Hostname { metadata: None, hostname: name.to_string_lossy().into_owned() };
+        Ok(Response::new(proto::HostnameResponse { messages: vec![hostname] }))
+    }
+
+    async fn memory(&self, _: Request<()>) -> Answer<proto::MemoryResponse> {
+        let meminfo = host::memory(&read("/proc/meminfo")?);
+        let memory = proto::Memory { metadata: None, meminfo: Some(meminfo) };
+        Ok(Response::new(proto::MemoryResponse { messages: vec![memory] }))
+    }
+
+    async fn load_avg(&self, _: Request<()>) -> Answer<proto::LoadAvgResponse> {
+        let messages = vec![host::load(&read("/proc/loadavg")?)];
+        Ok(Response::new(proto::LoadAvgResponse { messages }))
+    }
+
+    async fn cpu_info(&self, _: Request<()>) -> Answer<proto::CpuInfoResponse> {
+        let messages = vec![host::cpus(&read("/proc/cpuinfo")?)];
+        Ok(Response::new(proto::CpuInfoResponse { messages }))
+    }
+
+    async fn system_stat(&self, _: Request<()>) -> Answer<proto::SystemStatResponse> {
+        let messages = vec![host::system(&read("/proc/stat")?)];
+        Ok(Response::new(proto::SystemStatResponse { messages }))
+    }
+
+    async fn network_device_stats(
+        &self,
+        _: Request<()>,
+    ) -> Answer<proto::NetworkDeviceStatsResponse> {
+        let messages = vec![host::network_devices(&read("/proc/net/dev")?)];
+        Ok(Response::new(proto::NetworkDeviceStatsResponse { messages }))
+    }
+
+    async fn disk_stats(&self, _: Request<()>) -> Answer<proto::DiskStatsResponse> {
+        let messages = vec![host::disks(&read("/proc/diskstats")?)];
+        Ok(Response::new(proto::DiskStatsResponse { messages }))
+    }
+
+    async fn mounts(&self, _: Request<()>) -> Answer<proto::MountsResponse> {
+        let text = read("/proc/mounts")?;
+        // statfs can wait for a device.
+        let stats = blocking("read the mounts", move || Ok(host::mounts(&text))).await?;
+        let mounts = proto::Mounts { metadata: None, stats };
+        Ok(Response::new(proto::MountsResponse { messages: vec![mounts] }))
+    }
+
+    async fn processes(&self, _: Request<()>) -> Answer<proto::ProcessesResponse> {
+        let processes = blocking("read the processes", host::processes).await?;
+        let process = proto::Process { metadata: None, processes };
+        Ok(Response::new(proto::ProcessesResponse { messages: vec![process] }))
+    }
+
+    async fn dmesg(&self, request: Request<proto::DmesgRequest>) -> Streamed<Data> {
+        let proto::DmesgRequest { follow, tail } = request.into_inner();
+        let reader =
+            kmsg::Reader::open(follow, tail).map_err(|error| failed("open /dev/kmsg", error))?;
+        Ok(self.boxed(stream::unfold(reader, async |mut reader| {
+            let item = match reader.next().await {
+                Ok(None) => return None,
+                Ok(Some(Line::Record(line))) => Ok(data(line.into_bytes())),
+                Ok(Some(Line::Unreadable(record))) => Ok(told(format!("not a record: {record:?}"))),
+                Err(error) => Err(failed("read /dev/kmsg", error)),
+            };
+            Some((item, reader))
+        })))
+    }
+
+    async fn logs(&self, request: Request<LogsRequest>) -> Streamed<Data> {
+        let LogsRequest { namespace, id, driver: _, follow, tail_lines } = request.into_inner();
+        if namespace != SYSTEM && id != "kubelet" {
+            let text = format!("logs of containers in namespace {namespace:?} are not kept yet");
+            return Err(Status::unimplemented(text));
+        }
+        let log = self
+            .node
+            .supervisor()
+            .logs()
+            .get(&id)
+            .ok_or_else(|| Status::unknown(format!("log {id:?} was not registered")))?;
+        let reader = log.read(usize::try_from(tail_lines).ok());
+        Ok(self.boxed(stream::unfold(reader, move |mut reader| async move {
+            let bytes = if follow { reader.next(CHUNK).await? } else { reader.available(CHUNK) };
+            (!bytes.is_empty()).then(|| (Ok(data(bytes)), reader))
+        })))
+    }
+
+    async fn events(&self, request: Request<proto::EventsRequest>) -> Streamed<proto::Event> {
+        let (past, live) = self.node.events().watch(&tail(&request.into_inner())?);
+        let past = stream::iter(past.into_iter().map(|record| Ok(event(&record))));
+        let live = stream::unfold(live, async |mut live| match live.recv().await {
+            Ok(record) => Some((Ok(event(&record)), live)),
+            // Too far behind: the stream ends, and the reader asks again from its last id.
+            Err(RecvError::Lagged(_) | RecvError::Closed) => None,
+        });
+        Ok(self.boxed(past.chain(live)))
+    }
+
+    async fn service_list(&self, _: Request<()>) -> Answer<proto::ServiceListResponse> {
+        let services = self.node.supervisor().list().await.map_err(unsupervised)?;
+        let services = services.into_iter().map(service_info).collect();
+        let list = proto::ServiceList { metadata: None, services };
+        Ok(Response::new(proto::ServiceListResponse { messages: vec![list] }))
+    }
+
+    async fn service_start(
+        &self,
+        request: Request<proto::ServiceStartRequest>,
+    ) -> Answer<proto::ServiceStartResponse> {
+        let resp = self.operate(&request.into_inner().id, Operation::Start).await?;
+        let start = proto::ServiceStart { metadata: None, resp };
+        Ok(Response::new(proto::ServiceStartResponse { messages: vec![start] }))
+    }
+
+    async fn service_stop(
+        &self,
+        request: Request<proto::ServiceStopRequest>,
+    ) -> Answer<proto::ServiceStopResponse> {
+        let resp = self.operate(&request.into_inner().id, Operation::Stop).await?;
+        let stop = proto::ServiceStop { metadata: None, resp };
+        Ok(Response::new(proto::ServiceStopResponse { messages: vec![stop] }))
+    }
+
+    async fn service_restart(
+        &self,
+        request: Request<proto::ServiceRestartRequest>,
+    ) -> Answer<proto::ServiceRestartResponse> {
+        let resp = self.operate(&request.into_inner().id, Operation::Restart).await?;
+        let restart = proto::ServiceRestart { metadata: None, resp };
+        Ok(Response::new(proto::ServiceRestartResponse { messages: vec![restart] }))
+    }
+
+    async fn containers(
+        &self,
+        request: Request<proto::ContainersRequest>,
+    ) -> Answer<proto::ContainersResponse> {
+        let request = request.into_inner();
+        let namespace = namespace(&request.namespace, request.driver())?;
+        let containers = containers::list(containerd().await?, namespace).await.map_err(foreign)?;
+        let container = proto::Container { metadata: None, containers };
+        Ok(Response::new(proto::ContainersResponse { messages: vec![container] }))
+    }
+
+    async fn stats(&self, request: Request<proto::StatsRequest>) -> Answer<proto::StatsResponse> {
+        let request = request.into_inner();
+        let namespace = namespace(&request.namespace, request.driver())?;
+        let stats = containers::stats(containerd().await?, namespace).await.map_err(foreign)?;
+        Ok(Response::new(proto::StatsResponse {
+            messages: vec![proto::Stats { metadata: None, stats }],
+        }))
+    }
+
+    async fn restart(
+        &self,
+        request: Request<proto::RestartRequest>,
+    ) -> Answer<proto::RestartResponse> {
+        let request = request.into_inner();
+        let namespace = namespace(&request.namespace, request.driver())?;
+        let id = &request.id;
+        match containers::terminate(containerd().await?, namespace, id).await {
+            Ok(()) => Ok(Response::new(proto::RestartResponse {
+                messages: vec![proto::Restart { metadata: None }],
+            })),
+            Err(refusal) if refusal.code() == tonic::Code::NotFound => {
+                Err(Status::unknown(format!("container {id:?} not found")))
+            }
+            Err(refusal) => Err(foreign(refusal)),
+        }
+    }
+
+    async fn reboot(&self, _: Request<()>) -> Answer<proto::RebootResponse> {
+        self.node.request_end(End::Reboot);
+        Ok(Response::new(proto::RebootResponse {
+            messages: vec![proto::Reboot { metadata: None }],
+        }))
+    }
+
+    async fn shutdown(&self, _: Request<()>) -> Answer<proto::ShutdownResponse> {
+        self.node.request_end(self.node.shutdown_end());
+        Ok(Response::new(proto::ShutdownResponse {
+            messages: vec![proto::Shutdown { metadata: None }],
+        }))
+    }
+}
+
+/// A file of `/proc`; names in it can be of any bytes.
+fn read(path: &'static str) -> Result<String, Status> {
+    let bytes = fs::read(path).map_err(|error| failed(&format!("read {path}"), error))?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+async fn blocking<T: Send + 'static>(
+    what: &'static str,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> Result<T, Status> {
+    spawn_blocking(work)
+        .await
+        .map_err(|error| failed(what, error))?
+        .map_err(|error| failed(what, error))
+}
+
+async fn containerd() -> Result<Channel, Status> {
+    containerd_client::connect(CONTAINERD_SOCKET)
+        .await
+        .map_err(|error| Status::unavailable(format!("containerd does not answer: {error}")))
+}
+
+/// containerd's answers carry another crate's `Status` of the same shape.
+fn foreign(status: containerd_client::tonic::Status) -> Status {
+    Status::new(status.code(), format!("containerd: {}", status.message()))
+}
+
+fn namespace(name: &str, driver: ContainerDriver) -> Result<&str, Status> {
+    match (name, driver) {
+        (KUBERNETES, ContainerDriver::Containerd) => Ok(KUBERNETES),
+        (KUBERNETES, ContainerDriver::Cri) => {
+            Err(Status::unimplemented("the CRI inspector comes with the kubelet"))
+        }
+        (_, ContainerDriver::Cri) => {
+            Err(Status::unknown("CRI inspector is supported only for K8s namespace"))
+        }
+        ("", ContainerDriver::Containerd) => Ok(SYSTEM),
+        // It travels as a header.
+        (name, _) if name.bytes().any(|byte| !byte.is_ascii_graphic()) => {
+            Err(Status::invalid_argument(format!("{name:?} is no namespace of containerd")))
+        }
+        (name, ContainerDriver::Containerd) => Ok(name),
+    }
+}
+
+/// The tail a reader of events asks for; at most one of the three selectors.
+fn tail(request: &proto::EventsRequest) -> Result<Tail, Status> {
+    let proto::EventsRequest { tail_events, tail_id, tail_seconds } = request;
+    match (*tail_events, tail_id.as_str(), *tail_seconds) {
+        (0, "", 0) => Ok(Tail::None),
+        (count, "", 0) => Ok(usize::try_from(count).map_or(Tail::All, Tail::Last)),
+        (0, id, 0) => Ok(Tail::After(id.to_owned())),
+        (0, "", seconds) => {
+            Ok(Tail::Within(Duration::from_secs(u64::try_from(seconds).unwrap_or_default())))
+        }
+        _ => Err(Status::invalid_argument(
+            "only one of tail_events, tail_id and tail_seconds can be given",
+        )),
+    }
+}
+
+fn event(record: &Arc<Record>) -> proto::Event {
+    proto::Event { metadata: None, data: Some(record.data.clone()), id: record.id.clone() }
+}
+
+fn data(bytes: Vec<u8>) -> Data {
+    Data { metadata: None, bytes }
+}
+
+/// A message of a stream that goes on, about what could not be sent in it.
+fn told(error: String) -> Data {
+    let metadata = Metadata { hostname: String::new(), error, status: None };
+    Data { metadata: Some(metadata), bytes: Vec::new() }
+}
+
+fn failed(what: &str, error: impl std::fmt::Display) -> Status {
+    Status::unknown(format!("{what}: {error}"))
+}
+
+fn unsupervised(error: orlop_supervise::Error) -> Status {
+    use orlop_supervise::Error;
+    let text = error.to_string();
+    match error {
+        Error::NotDefined(_) => Status::unknown(text),
+        Error::Terminating | Error::Ended => Status::unavailable(text),
+        Error::Late(_) => Status::deadline_exceeded(text),
+    }
+}
+
+fn service_info(service: Service) -> proto::ServiceInfo {
+    let status = service.status;
+    let events = status.history.into_iter().map(|Entry { state, message, at }| {
+        proto::ServiceEvent { msg: message, state: state.to_string(), ts: Some(at.into()) }
+    });
+    proto::ServiceInfo {
+        id: status.id.to_string(),
+        state: status.state.to_string(),
+        events: Some(proto::ServiceEvents { events: events.collect() }),
+        health: Some(proto::ServiceHealth {
+            unknown: status.health.healthy.is_none(),
+            healthy: status.health.healthy.unwrap_or_default(),
+            last_message: status.health.message,
+            last_change: Some(status.health.changed.into()),
+        }),
+    }
+}
+
+/// The architecture's name as clients of this API know it.
+fn go_arch() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}

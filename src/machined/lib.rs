@@ -1,0 +1,194 @@
+//! PID 1 of a running node: brings the machine up, keeps its services alive, answers the machine API,
+//! takes the machine down.
+//!
+//! [`plan`] says what is done in which order, [`sequence`] does it, [`tasks`] are the single steps.
+//! [`node`] holds what the steps and the API ([`api`]) share. The services are defined in [`services`]
+//! and kept by `orlop_supervise`. Of what comes from the network PID 1 parses only the machine
+//! configuration, and that only after a child ([`acquire`]) has fetched and parsed it unharmed.
+//!
+//! A boot that fails where another boot may do better ends in an orderly reboot after a delay; where
+//! only a person can help, the node stays as it is, with the reason on its console.
+
+#![forbid(unsafe_code)]
+
+mod acquire;
+mod api;
+mod cgroups;
+mod clock;
+mod config;
+mod error;
+mod etc;
+mod events;
+mod hardening;
+mod identity;
+mod kmsg;
+pub mod label;
+mod mounts;
+mod node;
+mod plan;
+mod power;
+mod sequence;
+mod services;
+mod source;
+mod tasks;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+use std::time::Duration;
+use std::{fs, io, thread};
+
+use nix::sys::reboot::set_cad_enabled;
+use orlop_config::cmdline::Cmdline;
+use orlop_rt::{Chain, Exit, version};
+use tokio::runtime;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::sleep;
+use tracing::{error, info, warn};
+
+use error::Error;
+use node::Node;
+use power::End;
+
+/// From a fatal error to the reboot it ends in: time to read the console.
+const REBOOT_DELAY: Duration = Duration::from_secs(10);
+/// Threads for calls that may wait for a device.
+const BLOCKING_THREADS: usize = 4;
+
+/// PID 1 of the node.
+#[derive(Debug, clap::Parser)]
+#[command(name = "machined", version = orlop_rt::version::TAG)]
+struct Options {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Fetch and check the machine configuration (PID 1 runs this as its child).
+    Acquire(acquire::Options),
+    /// Read standard input to its end, so that the file behind it is in memory (init runs this).
+    ReadAhead,
+}
+
+/// Runs the role.
+pub fn main(args: Vec<OsString>) -> ExitCode {
+    match orlop_rt::parse::<Options>(args) {
+        Err(code) => code,
+        Ok(Options { command: Some(Command::Acquire(options)) }) => acquire::main(&options),
+        Ok(Options { command: Some(Command::ReadAhead) }) => {
+            orlop_rt::exit("machined", io::copy(&mut io::stdin(), &mut io::sink()).map(drop))
+        }
+        Ok(Options { command: None }) if std::process::id() != 1 => {
+            eprintln!("machined: only the kernel can start this role, as PID 1");
+            Exit::Usage.into()
+        }
+        Ok(Options { command: None }) => pid1(),
+    }
+}
+
+fn pid1() -> ExitCode {
+    orlop_sys::keep_heap_small();
+    if let Err(error) = orlop_telemetry::to_kernel("machined") {
+        eprintln!("machined: no log: {error}");
+    }
+    let cmdline = Cmdline::parse(&fs::read_to_string("/proc/cmdline").unwrap_or_default());
+    survive_panics(cmdline.panic_seconds() == Some(0));
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .build();
+    match runtime {
+        Ok(runtime) => runtime.block_on(live(cmdline)),
+        Err(error) => error!(%error, "start the runtime"),
+    }
+    // Nothing above returns on a healthy machine.
+    thread::sleep(REBOOT_DELAY);
+    power::end(End::Reboot);
+    Exit::Software.into()
+}
+
+/// PID 1 must not die: the kernel would stop with it. A defect is said, and ends in a reboot in order,
+/// or with `panic=0` in a stop. (The binary aborts on a panic; this hook is all that follows one.)
+fn survive_panics(stop: bool) {
+    std::panic::set_hook(Box::new(move |panic| {
+        if stop {
+            error!(%panic, "a defect in machined; stopped, because of panic=0");
+            loop {
+                thread::park();
+            }
+        }
+        error!(%panic, seconds = REBOOT_DELAY.as_secs(), "a defect in machined; rebooting after a delay");
+        thread::sleep(REBOOT_DELAY);
+        power::emergency(End::Reboot);
+    }));
+}
+
+/// The whole life of the node, up and down.
+async fn live(cmdline: Cmdline) {
+    let (requests, mut ends) = mpsc::channel(1);
+    let node = Node::start(cmdline, requests);
+    info!(platform = node.platform(), "Orlop {} ({})", version::TAG, version::SHA);
+    let end = tokio::select! {
+        end = up(&node) => end,
+        // The sender lives as long as the node.
+        end = ends.recv() => end.unwrap_or(End::Reboot),
+        end = signalled(&node) => end,
+    };
+    down(&node, end).await;
+}
+
+/// Boots, and stays up; ends only where a boot failed that another one may mend.
+async fn up(node: &Node) -> End {
+    if let Err(error) = node.boot().await {
+        error!(error = %Chain(&error), "the node does not boot");
+        if !error.reboot_may_help() {
+            warn!("waiting for a person: correct the cause, then reboot (Ctrl-Alt-Del)");
+        } else if node.cmdline().panic_seconds() == Some(0) {
+            warn!("waiting for a person, because the kernel command line has panic=0");
+        } else {
+            warn!(seconds = REBOOT_DELAY.as_secs(), "rebooting after a delay");
+            sleep(REBOOT_DELAY).await;
+            return End::Reboot;
+        }
+        node.unlock();
+    }
+    std::future::pending().await
+}
+
+/// Ctrl-Alt-Del (SIGINT, as the kernel sends it when asked to) reboots, SIGTERM shuts down.
+async fn signalled(node: &Node) -> End {
+    if let Err(error) = set_cad_enabled(false) {
+        warn!(%error, "Ctrl-Alt-Del reboots without stopping anything");
+    }
+    let (mut interrupt, mut terminate) =
+        match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
+            (Ok(interrupt), Ok(terminate)) => (interrupt, terminate),
+            (Err(error), _) | (_, Err(error)) => {
+                warn!(%error, "signals to PID 1 go unheard");
+                return std::future::pending().await;
+            }
+        };
+    // Cancel-safe: both arms only wait.
+    let end = tokio::select! {
+        _ = interrupt.recv() => End::Reboot,
+        _ = terminate.recv() => node.shutdown_end(),
+    };
+    info!(?end, "asked by a signal");
+    end
+}
+
+/// Stops everything in order and ends the machine. What fails on the way is said, and passed over.
+async fn down(node: &Node, end: End) {
+    node.lock();
+    // From here on Ctrl-Alt-Del is the kernel's again: nobody would hear it.
+    if let Err(error) = set_cad_enabled(true) {
+        warn!(%error, "Ctrl-Alt-Del goes unheard");
+    }
+    let sequence = node::sequence_of(end);
+    info!("{} sequence: stopping services", sequence.name);
+    if let Err(error) = node.run(sequence).await {
+        error!(error = %Chain(&error), "going down all the same");
+    }
+    power::end(end);
+}

@@ -1,0 +1,185 @@
+//! What PID 1 knows of its node, shared by the tasks of the sequences and by the machine API.
+
+use std::hash::{BuildHasher as _, RandomState};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use orlop_config::cmdline::Cmdline;
+use orlop_config::machine::MachineConfig;
+use orlop_proto::machine::ServiceStateEvent;
+use orlop_rt::{CancellationToken, Chain};
+use orlop_supervise::{Cause, Change, Handle, Reaper, Supervisor};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{broadcast, mpsc};
+use tokio::task::JoinSet;
+use tracing::{error, info, warn};
+
+use crate::Error;
+use crate::events::Events;
+use crate::plan::{BOOT, INITIALIZE, REBOOT, SHUTDOWN, Sequence};
+use crate::power::End;
+use crate::{sequence, tasks};
+
+/// Shared by clones.
+#[derive(Clone, Debug)]
+pub(crate) struct Node(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    cmdline: Cmdline,
+    events: Events,
+    reaper: Reaper,
+    supervisor: Handle,
+    /// Set once, by the task that loads it.
+    config: OnceLock<MachineConfig>,
+    /// The sequencer's lock: while a sequence runs, another one is refused.
+    locked: AtomicBool,
+    /// Takes one request: the first ends the machine.
+    ends: mpsc::Sender<End>,
+    /// Ends what runs beside the services.
+    shutdown: CancellationToken,
+    /// What runs beside the services, for as long as the node does. Held for a spawn.
+    tasks: Mutex<JoinSet<()>>,
+}
+
+impl Node {
+    /// The node, with its reaper and its supervisor at work.
+    pub(crate) fn start(cmdline: Cmdline, ends: mpsc::Sender<End>) -> Self {
+        // std's hasher is seeded without waiting for the kernel's pool, which is not filled yet.
+        let [a, b, c, ..] = RandomState::new().hash_one(()).to_ne_bytes();
+        let events = Events::new([a, b, c]);
+        let (supervisor, handle) = Supervisor::new();
+        let node = Self(Arc::new(Inner {
+            cmdline,
+            events: events.clone(),
+            reaper: Reaper::new(),
+            supervisor: handle.clone(),
+            config: OnceLock::new(),
+            locked: AtomicBool::new(true),
+            ends: ends.clone(),
+            shutdown: CancellationToken::new(),
+            tasks: Mutex::default(),
+        }));
+        let reaper = node.0.reaper.clone();
+        node.spawn(async move {
+            if let Err(error) = reaper.run().await {
+                error!(error = %Chain(&error), "children are not waited for any more; rebooting");
+                // Full: the end is on its way.
+                let _ = ends.try_send(End::Reboot);
+            }
+        });
+        node.spawn(publish_changes(handle.subscribe(), events));
+        node.spawn(supervisor.run());
+        node
+    }
+
+    /// Runs `task` until it ends, or the node does.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.0.tasks.lock().unwrap_or_else(PoisonError::into_inner).spawn(task);
+    }
+
+    pub(crate) fn cmdline(&self) -> &Cmdline {
+        &self.0.cmdline
+    }
+
+    pub(crate) fn events(&self) -> &Events {
+        &self.0.events
+    }
+
+    pub(crate) fn reaper(&self) -> &Reaper {
+        &self.0.reaper
+    }
+
+    pub(crate) fn supervisor(&self) -> &Handle {
+        &self.0.supervisor
+    }
+
+    /// Cancelled when the node goes down.
+    pub(crate) fn shutdown(&self) -> &CancellationToken {
+        &self.0.shutdown
+    }
+
+    /// Where the node runs (`talos.platform`), `metal` when nothing says so.
+    pub(crate) fn platform(&self) -> &str {
+        self.0.cmdline.platform().unwrap_or("metal")
+    }
+
+    pub(crate) fn config(&self) -> Result<&MachineConfig, Error> {
+        self.0.config.get().ok_or(Error::NoConfiguration)
+    }
+
+    /// Keeps the first configuration; a second one would come with a reboot.
+    pub(crate) fn set_config(&self, config: MachineConfig) {
+        if self.0.config.set(config).is_err() {
+            warn!("a second machine configuration is passed over");
+        }
+    }
+
+    /// From the first task to services that are all healthy.
+    pub(crate) async fn boot(&self) -> Result<(), Error> {
+        self.run(&INITIALIZE).await?;
+        self.run(&BOOT).await?;
+        self.unlock();
+        info!("ready in {:.3}s", orlop_sys::monotonic().as_secs_f64());
+        Ok(())
+    }
+
+    /// Runs one sequence; the lock is the caller's.
+    pub(crate) async fn run(&self, sequence: &Sequence) -> Result<(), Error> {
+        sequence::run(sequence, self.events(), async |task| tasks::perform(self, task).await).await
+    }
+
+    /// Lets the next sequence be asked for.
+    pub(crate) fn unlock(&self) {
+        self.0.locked.store(false, Ordering::Release);
+    }
+
+    /// Refuses all further requests.
+    pub(crate) fn lock(&self) {
+        self.0.locked.store(true, Ordering::Release);
+    }
+
+    /// Asks for the end of the machine; while another sequence runs, the request is refused, which
+    /// those who watch the events are told.
+    pub(crate) fn request_end(&self, end: End) {
+        let free = !self.0.locked.swap(true, Ordering::AcqRel);
+        if !(free && self.0.ends.try_send(end).is_ok()) {
+            sequence::refuse(sequence_of(end), self.events());
+        }
+    }
+
+    /// What a shutdown ends in: `talos.shutdown=halt|poweroff`.
+    pub(crate) fn shutdown_end(&self) -> End {
+        if self.0.cmdline.halts_on_shutdown() { End::Halt } else { End::PowerOff }
+    }
+}
+
+/// Makes every change of a service's state an event; health is none.
+async fn publish_changes(mut changes: broadcast::Receiver<Change>, events: Events) {
+    loop {
+        match changes.recv().await {
+            Ok(Change { id, entry, cause: Cause::State }) => events.publish(&ServiceStateEvent {
+                service: id.to_string(),
+                action: entry.state as i32,
+                message: entry.message,
+            }),
+            Ok(Change { cause: Cause::Health, .. }) => {}
+            Err(RecvError::Lagged(count)) => {
+                warn!(count, "changes of services came too fast to become events");
+            }
+            Err(RecvError::Closed) => return,
+        }
+    }
+}
+
+/// The sequence that leads to `end`.
+pub(crate) fn sequence_of(end: End) -> &'static Sequence {
+    match end {
+        End::Reboot => &REBOOT,
+        End::PowerOff | End::Halt => &SHUTDOWN,
+    }
+}
+
+/// How long all services together may take to become healthy (spec §8.3).
+pub(crate) const BOOT_LIMIT: Duration = Duration::from_secs(25 * 60);

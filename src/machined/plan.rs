@@ -1,0 +1,124 @@
+//! What is done in which order: the sequences as data, so that they can be read and tested without a
+//! machine. A sequence is a list of phases; the tasks of one phase run at the same time, and a phase
+//! begins when the one before it has ended well.
+
+/// One thing to do. The names are those the API's events carry (spec §8.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Task {
+    CheckKernelArguments,
+    MountFilesystems,
+    SetUpCgroups,
+    WriteSysctls,
+    SetRLimit,
+    SetUpClock,
+    SeedEntropy,
+    CreateEtcFiles,
+    StartContainerd,
+    StartMachineApi,
+    LoadConfig,
+    PrepareServices,
+    StartServices,
+    StopServices,
+    KillProcesses,
+    UnmountAll,
+}
+
+impl Task {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::CheckKernelArguments => "enforceKSPPRequirements",
+            Self::MountFilesystems => "mountPseudoFilesystems",
+            Self::SetUpCgroups => "mountCgroups",
+            Self::WriteSysctls => "writeRequiredSysctls",
+            Self::SetRLimit => "setRLimit",
+            Self::SetUpClock => "setUpClock",
+            Self::SeedEntropy => "seedEntropy",
+            Self::CreateEtcFiles => "createEtcNetworkFiles",
+            Self::StartContainerd => "startContainerd",
+            Self::StartMachineApi => "startMachineAPI",
+            Self::LoadConfig => "loadConfig",
+            Self::PrepareServices => "setupServices",
+            Self::StartServices => "startEverything",
+            Self::StopServices => "stopEverything",
+            Self::KillProcesses => "killProcesses",
+            Self::UnmountAll => "unmountSystem",
+        }
+    }
+}
+
+/// Tasks that run side by side.
+#[derive(Debug)]
+pub(crate) struct Phase {
+    pub(crate) name: &'static str,
+    pub(crate) tasks: &'static [Task],
+}
+
+/// A named list of phases.
+#[derive(Debug)]
+pub(crate) struct Sequence {
+    pub(crate) name: &'static str,
+    pub(crate) phases: &'static [Phase],
+}
+
+/// Everything that needs no configuration. containerd takes longest to come up, so it starts as soon
+/// as it can and is waited for only by the services that need it.
+pub(crate) const INITIALIZE: Sequence = Sequence {
+    name: "initialize",
+    phases: &[
+        Phase { name: "filesystems", tasks: &[Task::MountFilesystems] },
+        Phase {
+            name: "systemRequirements",
+            tasks: &[
+                Task::CheckKernelArguments,
+                Task::SetUpCgroups,
+                Task::SetRLimit,
+                Task::SetUpClock,
+            ],
+        },
+        Phase { name: "containerd", tasks: &[Task::StartContainerd] },
+        Phase {
+            name: "etc",
+            tasks: &[Task::WriteSysctls, Task::SeedEntropy, Task::CreateEtcFiles],
+        },
+        Phase { name: "config", tasks: &[Task::StartMachineApi, Task::LoadConfig] },
+    ],
+};
+
+/// From a configuration to a node whose services are all healthy.
+pub(crate) const BOOT: Sequence = Sequence {
+    name: "boot",
+    phases: &[
+        Phase { name: "services", tasks: &[Task::PrepareServices] },
+        Phase { name: "startEverything", tasks: &[Task::StartServices] },
+    ],
+};
+
+/// The way down, the same for both ends; reboot(2) follows.
+pub(crate) const REBOOT: Sequence = Sequence { name: "reboot", phases: DOWN };
+pub(crate) const SHUTDOWN: Sequence = Sequence { name: "shutdown", phases: DOWN };
+
+const DOWN: &[Phase] = &[
+    Phase { name: "stopEverything", tasks: &[Task::StopServices] },
+    Phase { name: "killProcesses", tasks: &[Task::KillProcesses] },
+    Phase { name: "unmount", tasks: &[Task::UnmountAll] },
+];
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write as _;
+
+    use super::*;
+
+    #[test]
+    fn the_sequences_read_as_the_golden_story() {
+        let mut story = String::new();
+        for sequence in [&INITIALIZE, &BOOT, &REBOOT, &SHUTDOWN] {
+            let _ = writeln!(story, "{}", sequence.name);
+            for phase in sequence.phases {
+                let tasks: Vec<_> = phase.tasks.iter().map(|task| task.name()).collect();
+                let _ = writeln!(story, "  {}: {}", phase.name, tasks.join(" "));
+            }
+        }
+        assert_eq!(story, include_str!("testdata/sequences.txt"));
+    }
+}

@@ -1,0 +1,169 @@
+//! Carries out a sequence of [`crate::plan`]: phase after phase, the tasks of a phase side by side,
+//! each step told to the log and as an event.
+
+use std::time::Instant;
+
+use futures_util::future::join_all;
+use orlop_proto::common::{self, Code};
+use orlop_proto::machine::{PhaseEvent, SequenceEvent, TaskEvent};
+use orlop_proto::machine::{phase_event, sequence_event, task_event};
+use tracing::{debug, info};
+
+use crate::Error;
+use crate::events::Events;
+use crate::plan::{Phase, Sequence, Task};
+
+/// Runs `sequence`, doing each task through `perform`. The first phase with a failed task is the last.
+///
+/// # Errors
+/// The first failure of that phase, by the order of its tasks.
+pub(crate) async fn run<F>(sequence: &Sequence, events: &Events, perform: F) -> Result<(), Error>
+where
+    F: AsyncFn(Task) -> Result<(), Error>,
+{
+    use sequence_event::Action;
+    let name = sequence.name;
+    let started = Instant::now();
+    let count = sequence.phases.len();
+    debug!("{name} sequence: {count} phase(s)");
+    publish(events, name, Action::Start, None);
+    let mut result = Ok(());
+    for (i, phase) in sequence.phases.iter().enumerate() {
+        debug!("phase {} ({}/{count}): {} tasks(s)", phase.name, i + 1, phase.tasks.len());
+        result = run_phase(phase, events, &perform).await;
+        if result.is_err() {
+            break;
+        }
+    }
+    publish(events, name, Action::Stop, None);
+    match &result {
+        Ok(()) => info!(
+            "{name} sequence: done, {count} phase(s), {:.3}s",
+            started.elapsed().as_secs_f64()
+        ),
+        Err(error) => {
+            let message = format!("sequence failed: {}", orlop_rt::Chain(error));
+            publish(events, name, Action::Noop, Some((Code::Fatal, message)));
+        }
+    }
+    result
+}
+
+/// Tells those who watch that `sequence` was refused, because another one runs.
+pub(crate) fn refuse(sequence: &Sequence, events: &Events) {
+    let message = format!("{}: another sequence is running", sequence.name);
+    publish(events, sequence.name, sequence_event::Action::Noop, Some((Code::Locked, message)));
+}
+
+async fn run_phase<F>(phase: &Phase, events: &Events, perform: &F) -> Result<(), Error>
+where
+    F: AsyncFn(Task) -> Result<(), Error>,
+{
+    let event = |action: phase_event::Action| PhaseEvent {
+        phase: phase.name.to_owned(),
+        action: action.into(),
+    };
+    events.publish(&event(phase_event::Action::Start));
+    let count = phase.tasks.len();
+    let tasks = phase.tasks.iter().enumerate().map(async |(i, task)| {
+        let step = format!("task {} ({}/{count})", task.name(), i + 1);
+        run_task(*task, &step, events, perform).await
+    });
+    let result = join_all(tasks).await.into_iter().collect();
+    events.publish(&event(phase_event::Action::Stop));
+    result
+}
+
+async fn run_task<F>(task: Task, step: &str, events: &Events, perform: &F) -> Result<(), Error>
+where
+    F: AsyncFn(Task) -> Result<(), Error>,
+{
+    let event = |action: task_event::Action| TaskEvent {
+        task: task.name().to_owned(),
+        action: action.into(),
+    };
+    let started = Instant::now();
+    debug!("{step}: starting");
+    events.publish(&event(task_event::Action::Start));
+    let result = perform(task).await;
+    events.publish(&event(task_event::Action::Stop));
+    match &result {
+        Ok(()) => debug!("{step}: done, {:.3}s", started.elapsed().as_secs_f64()),
+        Err(_) => info!("{step}: failed"),
+    }
+    result
+}
+
+fn publish(
+    events: &Events,
+    sequence: &str,
+    action: sequence_event::Action,
+    error: Option<(Code, String)>,
+) {
+    events.publish(&SequenceEvent {
+        sequence: sequence.to_owned(),
+        action: action.into(),
+        error: error.map(|(code, message)| common::Error {
+            code: code.into(),
+            message,
+            details: Vec::new(),
+        }),
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use prost::Message as _;
+
+    use super::*;
+    use crate::events::Tail;
+
+    const TWO_PHASES: Sequence = Sequence {
+        name: "boot",
+        phases: &[
+            Phase { name: "one", tasks: &[Task::SetRLimit, Task::SetUpClock] },
+            Phase { name: "two", tasks: &[Task::LoadConfig] },
+        ],
+    };
+
+    async fn run_with(fail: Option<Task>) -> (Vec<Task>, bool, Vec<SequenceEvent>) {
+        let events = Events::new([0; 3]);
+        let done = Mutex::new(Vec::new());
+        let result = run(&TWO_PHASES, &events, async |task| {
+            if let Ok(mut done) = done.lock() {
+                done.push(task);
+            }
+            if Some(task) == fail { Err(Error::NoConfiguration) } else { Ok(()) }
+        })
+        .await;
+        let sequence_events = events
+            .watch(&Tail::All)
+            .0
+            .iter()
+            .filter(|record| record.data.type_url.ends_with("SequenceEvent"))
+            .filter_map(|record| SequenceEvent::decode(&record.data.value[..]).ok())
+            .collect();
+        (done.into_inner().unwrap_or_default(), result.is_ok(), sequence_events)
+    }
+
+    #[tokio::test]
+    async fn all_tasks_run_and_the_end_is_told() {
+        let (done, ok, events) = run_with(None).await;
+        assert!(ok);
+        assert_eq!(done, [Task::SetRLimit, Task::SetUpClock, Task::LoadConfig]);
+        assert_eq!(events.iter().map(|event| event.action).collect::<Vec<_>>(), [1, 2]);
+    }
+
+    #[tokio::test]
+    async fn a_failed_phase_is_the_last_but_its_other_tasks_end() {
+        let (done, ok, events) = run_with(Some(Task::SetRLimit)).await;
+        assert!(!ok);
+        assert_eq!(done, [Task::SetRLimit, Task::SetUpClock]);
+        let last = events.last().cloned().unwrap_or_default();
+        let error = last.error.unwrap_or_default();
+        assert_eq!((last.action, error.code()), (0, Code::Fatal));
+        assert!(error.message.starts_with("sequence failed: "), "{}", error.message);
+    }
+}

@@ -1,0 +1,283 @@
+//! The services of this node: how each is run, what it waits for, what it may touch (spec §8.4).
+//!
+//! Daemons are this very binary in containers of containerd's namespace `system`: the root is an empty
+//! read-only folder with the binary bound to `/ID`, and every daemon has its own user, capabilities
+//! and cgroup. (Before containerd runs, networkd may have to be a plain process: the early network.)
+//! Their sockets lie in folders that only those who may call them can enter.
+
+use std::fs::{self, File};
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use orlop_config::machine::Network;
+use orlop_proto::health::health_client::HealthClient;
+use orlop_rt::Chain;
+use orlop_supervise::container::{self, Bind, Capability, Namespaces};
+use orlop_supervise::process::{self, KillMode};
+use orlop_supervise::{
+    Containerd, Definition, Dependency, Health, Hook, Permissions, Prepared, Runner, Timing, health,
+};
+use tokio::task::spawn_blocking;
+use tonic::Code;
+use tracing::warn;
+
+use crate::api;
+use crate::error::Error;
+use crate::identity::Keeper;
+use crate::node::{BOOT_LIMIT, Node};
+
+/// The one binary, on the read-only root.
+pub(crate) const BINARY: &str = "/sbin/orlop";
+pub(crate) const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
+pub(crate) const NETWORKD_SOCKET: &str = "/system/run/networkd/networkd.sock";
+const ROUTERD_SOCKET: &str = "/system/run/routerd/routerd.sock";
+const NETWORK_CONFIG: &str = "/system/etc/networkd.yaml";
+
+/// The folder for apid's certificates.
+pub(crate) const APID_SECRETS: &str = "/system/secrets/apid";
+
+/// Users, each with a group of the same number (`/etc/passwd` of the image).
+pub(crate) const APID_UID: u32 = 50;
+pub(crate) const NETWORKD_UID: u32 = 52;
+const ROUTERD_UID: u32 = 53;
+
+const APID_PORT: u16 = 50000;
+/// apid lets calls under way finish (spec §8.4).
+const APID_GRACE: Duration = Duration::from_secs(15);
+/// From a service's start until its silence is told.
+const START_LIMIT: Duration = Duration::from_secs(30);
+/// How long the early network gets before fetching is tried all the same.
+const NETWORK_LIMIT: Duration = Duration::from_secs(30);
+/// Of the daemons that everything else hangs on.
+const PRECIOUS: i32 = -998;
+
+/// The ids of all services that a node with this configuration runs, in the order of the story.
+const ALL: [&str; 5] = ["machined", "containerd", "networkd", "routerd", "apid"];
+
+/// Loads and starts containerd; nobody waits for it here.
+pub(crate) async fn start_containerd(node: &Node) -> Result<(), Error> {
+    let mut spec = process::Spec::new(["/bin/containerd", "--config", "/etc/cri/containerd.toml"]);
+    spec.env = vec![("PATH".to_owned(), "/sbin:/bin:/opt/cni/bin".to_owned())];
+    spec.cgroup = Some("/sys/fs/cgroup/system/runtime".into());
+    // Its shims outlive it, and with them the containers.
+    spec.kill = KillMode::Process;
+    spec.oom_score_adj = Some(PRECIOUS);
+    let definition = Definition {
+        health: Some(patient(health::unix(CONTAINERD_SOCKET))),
+        ..Definition::new("containerd", Runner::Process(spec, node.reaper().clone()))
+    };
+    std::os::unix::fs::symlink(CONTAINERD_SOCKET, "/system/run/containerd/containerd.sock")
+        .map_err(|source| Error::file("link", "/system/run/containerd/containerd.sock", source))?;
+    start(node, definition).await?;
+    node.spawn(read_ahead());
+    Ok(())
+}
+
+/// Brings what the first container needs into memory while containerd is still coming up: on a cold
+/// boot every page of it would be decompressed when it is waited for.
+async fn read_ahead() {
+    const PROGRAMS: [&str; 2] = ["/bin/containerd-shim-runc-v2", "/bin/crun"];
+    let read = || {
+        for path in PROGRAMS {
+            if let Err(error) =
+                File::open(path).and_then(|mut file| io::copy(&mut file, &mut io::sink()))
+            {
+                warn!(path, %error, "read ahead");
+            }
+        }
+    };
+    // Nobody waits for it; a panic in it would have been told by the hook.
+    let _ = spawn_blocking(read).await;
+}
+
+/// Starts networkd as a plain process, before there is a containerd to run it in, for a configuration
+/// that must be fetched: defaults and kernel arguments are all it goes by. The container that takes
+/// its place adopts what it has set up.
+pub(crate) async fn start_early_network(node: &Node) -> Result<(), Error> {
+    let mut spec = process::Spec::new([BINARY, "networkd"]);
+    spec.cgroup = Some("/sys/fs/cgroup/system/networkd".into());
+    let definition = Definition {
+        health: Some(patient(Health::new(networkd_ready))),
+        ..Definition::new("networkd", Runner::Process(spec, node.reaper().clone()))
+    };
+    start(node, definition).await?;
+    if let Err(error) = node.supervisor().wait_up(&["networkd"], NETWORK_LIMIT).await {
+        warn!(error = %Chain(&error), "no network yet; fetching the configuration all the same");
+    }
+    Ok(())
+}
+
+/// Loads and starts machined's own API.
+pub(crate) async fn start_api(node: &Node) -> Result<(), Error> {
+    let served = node.clone();
+    let runner = Runner::task(move |shutdown| {
+        let node = served.clone();
+        async move { api::serve(node, shutdown).await.map_err(|error| error.to_string()) }
+    });
+    socket_folder(Path::new(api::SOCKET), 0, ROUTERD_UID)?;
+    start(node, Definition::new("machined", runner)).await
+}
+
+/// Makes what the daemons need of files and folders, and loads them.
+pub(crate) async fn prepare(node: &Node) -> Result<(), Error> {
+    let config = node.config()?;
+    write_network(&config.machine.network)?;
+    socket_folder(Path::new(NETWORKD_SOCKET), NETWORKD_UID, ROUTERD_UID)?;
+    socket_folder(Path::new(ROUTERD_SOCKET), ROUTERD_UID, APID_UID)?;
+    let mut keeper = Keeper::new(config)?;
+    keeper.refresh(SystemTime::now())?;
+    let identified = keeper.can_issue();
+    let containerd = Containerd::new(container::Options {
+        shim_cgroup: Some("/system/runtime".to_owned()),
+        binary: Some("crun".to_owned()),
+        ..container::Options::new(CONTAINERD_SOCKET)
+    });
+    if node.supervisor().status("networkd").await.is_ok() {
+        node.supervisor().stop("networkd").await.map_err(Error::Services)?;
+    }
+    for definition in [networkd(&containerd), routerd(&containerd), apid(&containerd, identified)] {
+        node.supervisor().load(definition).await.map_err(Error::Services)?;
+    }
+    if !identified {
+        warn!(
+            "this node has no API: its configuration holds no machine.ca.key, and trustd, which \
+             gives workers their certificates, is not there yet"
+        );
+        return Ok(());
+    }
+    let (handle, shutdown) = (node.supervisor().clone(), node.shutdown().clone());
+    node.spawn(async move {
+        // The addresses are known as soon as networkd is up; apid's start waits for that as well.
+        let _ = handle.wait_up(&["networkd"], BOOT_LIMIT).await;
+        keeper.run(shutdown).await;
+    });
+    Ok(())
+}
+
+/// Starts all that are loaded and waits until they are up.
+pub(crate) async fn start_all(node: &Node, limit: Duration) -> Result<(), Error> {
+    for id in ALL {
+        node.supervisor().start(id).await.map_err(Error::Services)?;
+    }
+    node.supervisor().wait_up(&ALL, limit).await.map_err(Error::Services)
+}
+
+/// Whether networkd has set up what it can.
+pub(crate) async fn networkd_ready() -> Result<(), String> {
+    use orlop_proto::health::ready_check::ReadyStatus;
+    let channel = orlop_rpc::unix::channel(NETWORKD_SOCKET);
+    let answer =
+        HealthClient::new(channel).ready(()).await.map_err(|status| match status.code() {
+            Code::Unavailable => "networkd does not answer yet".to_owned(),
+            _ => status.message().to_owned(),
+        })?;
+    let ready =
+        answer.into_inner().messages.iter().any(|check| check.status() == ReadyStatus::Ready);
+    if ready { Ok(()) } else { Err("no interface is configured yet".to_owned()) }
+}
+
+fn networkd(containerd: &Containerd) -> Definition {
+    let mut spec = daemon("networkd", NETWORKD_UID, &["--config", NETWORK_CONFIG]);
+    spec.capabilities =
+        vec![Capability::CAP_NET_ADMIN, Capability::CAP_NET_RAW, Capability::CAP_SYS_ADMIN];
+    spec.host = Namespaces { network: true, uts: true, pid: false };
+    spec.sysctl = true;
+    spec.binds.extend([
+        same_read_only(NETWORK_CONFIG),
+        same_read_write("/etc/resolv.conf"),
+        same_read_write("/etc/hosts"),
+        same_read_write(folder(NETWORKD_SOCKET)),
+    ]);
+    Definition {
+        dependencies: vec![Dependency::to_prepare("containerd")],
+        health: Some(patient(Health::new(networkd_ready))),
+        permissions: RESTARTABLE,
+        ..Definition::new("networkd", Runner::Container(Box::new(spec), containerd.clone()))
+    }
+}
+
+fn routerd(containerd: &Containerd) -> Definition {
+    let mut spec = daemon("routerd", ROUTERD_UID, &[]);
+    spec.binds.extend([
+        same_read_only(folder(api::SOCKET)),
+        same_read_only(folder(NETWORKD_SOCKET)),
+        same_read_write(folder(ROUTERD_SOCKET)),
+    ]);
+    Definition {
+        dependencies: vec![Dependency::to_prepare("containerd")],
+        health: Some(patient(health::unix(ROUTERD_SOCKET))),
+        ..Definition::new("routerd", Runner::Container(Box::new(spec), containerd.clone()))
+    }
+}
+
+fn apid(containerd: &Containerd, identified: bool) -> Definition {
+    let mut spec = daemon("apid", APID_UID, &[]);
+    spec.host.network = true;
+    spec.oom_score_adj = PRECIOUS;
+    spec.memory_limit_bytes = Some(128 << 20);
+    spec.binds.extend([same_read_only(APID_SECRETS), same_read_only(folder(ROUTERD_SOCKET))]);
+    // A worker holds no authority's key: until trustd gives it a certificate it has no front door.
+    let prepare = Hook::new(move || async move {
+        if identified { Ok(Prepared::Run) } else { Ok(Prepared::Skip) }
+    });
+    Definition {
+        dependencies: vec![Dependency::to_prepare("containerd"), Dependency::to_start("networkd")],
+        prepare: Some(prepare),
+        health: Some(patient(health::tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, APID_PORT))))),
+        grace: APID_GRACE,
+        permissions: RESTARTABLE,
+        ..Definition::new("apid", Runner::Container(Box::new(spec), containerd.clone()))
+    }
+}
+
+const RESTARTABLE: Permissions = Permissions { start: true, stop: false, restart: true };
+
+/// A slow machine takes long to start things: it is no news until then that they do not answer.
+fn patient(health: Health) -> Health {
+    let timing = Timing { initial_delay: START_LIMIT, ..health.timing };
+    health.with_timing(timing)
+}
+
+/// A daemon of ours under its own user.
+fn daemon(id: &str, uid: u32, args: &[&str]) -> container::Spec {
+    container::Spec { user: (uid, uid), ..container::Spec::new(id, BINARY, args.iter().copied()) }
+}
+
+fn same_read_only(path: impl Into<PathBuf>) -> Bind {
+    let path = path.into();
+    Bind::read_only(path.clone(), path)
+}
+
+fn same_read_write(path: impl Into<PathBuf>) -> Bind {
+    let path = path.into();
+    Bind::read_write(path.clone(), path)
+}
+
+async fn start(node: &Node, definition: Definition) -> Result<(), Error> {
+    let id = definition.id.clone();
+    node.supervisor().load(definition).await.map_err(Error::Services)?;
+    node.supervisor().start(&id).await.map_err(Error::Services)
+}
+
+fn folder(socket: &str) -> PathBuf {
+    Path::new(socket).parent().map(Path::to_owned).unwrap_or_default()
+}
+
+/// The folder of a socket: `server` writes in it, the group `caller` may enter, nobody else.
+fn socket_folder(socket: &Path, server: u32, caller: u32) -> Result<(), Error> {
+    let folder = socket.parent().unwrap_or(socket);
+    fs::create_dir_all(folder)
+        .and_then(|()| chown(folder, Some(server), Some(caller)))
+        .and_then(|()| fs::set_permissions(folder, fs::Permissions::from_mode(0o750)))
+        .map_err(|source| Error::file("create the folder", folder, source))
+}
+
+fn write_network(network: &Network) -> Result<(), Error> {
+    fs::write(NETWORK_CONFIG, network.to_yaml())
+        .and_then(|()| fs::set_permissions(NETWORK_CONFIG, fs::Permissions::from_mode(0o440)))
+        .and_then(|()| chown(NETWORK_CONFIG, None, Some(NETWORKD_UID)))
+        .map_err(|source| Error::file("write", NETWORK_CONFIG, source))
+}

@@ -1,0 +1,81 @@
+//! The single steps of the sequences: what each [`Task`] of a plan does to the machine.
+
+use std::time::Duration;
+
+use nix::sys::resource::{Resource, setrlimit};
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+use tracing::{info, warn};
+
+use crate::node::{BOOT_LIMIT, Node};
+use crate::plan::Task;
+use crate::{Error, cgroups, clock, config, etc, hardening, mounts, power, services};
+
+/// Open files each process may have (spec §7.3).
+const OPEN_FILES: u64 = 1_048_576;
+/// A hardware generator that takes longer is left alone.
+const ENTROPY_LIMIT: Duration = Duration::from_secs(2);
+/// More than killing takes: it ends by itself.
+const KILL_LIMIT: Duration = Duration::from_secs(20);
+/// All services together get this long to stop.
+const STOP_LIMIT: Duration = Duration::from_secs(60);
+
+/// Does `task`.
+pub(crate) async fn perform(node: &Node, task: Task) -> Result<(), Error> {
+    match task {
+        Task::MountFilesystems => mounts::mount_all(),
+        Task::CheckKernelArguments => check_kernel_arguments(node),
+        Task::SetUpCgroups => cgroups::set_up(),
+        Task::SetRLimit => {
+            setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES).map_err(|errno| {
+                Error::System { operation: "raise RLIMIT_NOFILE", source: errno.into() }
+            })
+        }
+        Task::SetUpClock => clock::set_up(),
+        Task::StartContainerd => services::start_containerd(node).await,
+        Task::WriteSysctls => {
+            hardening::apply_sysctls();
+            Ok(())
+        }
+        Task::SeedEntropy => {
+            if timeout(ENTROPY_LIMIT, spawn_blocking(clock::seed_entropy)).await.is_err() {
+                warn!("the hardware random number generator does not answer");
+            }
+            Ok(())
+        }
+        Task::CreateEtcFiles => etc::create(),
+        Task::StartMachineApi => services::start_api(node).await,
+        Task::LoadConfig => config::load(node).await,
+        Task::PrepareServices => services::prepare(node).await,
+        Task::StartServices => services::start_all(node, BOOT_LIMIT).await,
+        Task::StopServices => {
+            node.shutdown().cancel();
+            // Those that stay are killed next.
+            if let Err(error) = node.supervisor().shutdown(STOP_LIMIT).await {
+                warn!(error = %orlop_rt::Chain(&error), "stop the services");
+            }
+            Ok(())
+        }
+        Task::KillProcesses => {
+            power::within(KILL_LIMIT, "killing processes", power::kill_processes).await;
+            Ok(())
+        }
+        Task::UnmountAll => {
+            power::within(power::DISK_LIMIT, "unmounting", power::put_away).await;
+            Ok(())
+        }
+    }
+}
+
+fn check_kernel_arguments(node: &Node) -> Result<(), Error> {
+    for problem in node.cmdline().problems() {
+        warn!("{problem}");
+    }
+    let missing = node.cmdline().missing_hardening();
+    if missing.is_empty() {
+        info!("hardening kernel arguments hold");
+        Ok(())
+    } else {
+        Err(Error::KernelArguments { missing })
+    }
+}

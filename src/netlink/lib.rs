@@ -1,0 +1,114 @@
+//! The kernel's network tables and the sockets a DHCP client needs, typed.
+//!
+//! [`Netlink`] lists and changes links, addresses and routes over rtnetlink; [`Changes`] says when
+//! one of them changed, whoever did it. [`PacketSocket`] exchanges UDP datagrams on a link that has
+//! no address yet, and [`RawSocket`] sends one through the kernel's routes once it has; both carry
+//! the bytes that [`datagram`] builds and takes apart. [`host`] sets the names of the node.
+//!
+//! Nothing here decides anything: what should be is `networkd`'s business.
+
+#![allow(unsafe_code, reason = "packet sockets need sockaddr_ll, auxiliary data and a filter")]
+
+pub mod datagram;
+pub mod host;
+
+mod address;
+mod changes;
+mod link;
+mod mac;
+mod packet;
+mod raw;
+mod requests;
+mod route;
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+pub use address::Address;
+pub use changes::Changes;
+pub use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+pub use link::Link;
+pub use mac::Mac;
+pub use packet::PacketSocket;
+pub use raw::RawSocket;
+pub use requests::Netlink;
+pub use route::{Route, Table};
+
+/// Who put an address or a route into the kernel (`RTPROT_*` of `rtnetlink(7)`; for addresses the
+/// same numbers in `IFA_PROTO`, Linux 5.18).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Protocol(pub u8);
+
+impl Protocol {
+    /// Nobody said.
+    pub const UNSPECIFIED: Self = Self(0);
+    /// The kernel itself (of routes).
+    pub const KERNEL: Self = Self(2);
+    /// An administrator: here, the machine configuration or the kernel arguments.
+    pub const STATIC: Self = Self(4);
+    /// A DHCP client.
+    pub const DHCP: Self = Self(16);
+}
+
+/// A request that the kernel refused, or that never reached it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The connection to the kernel is gone.
+    #[error("{what}: netlink connection closed")]
+    Closed {
+        /// What was asked.
+        what: String,
+    },
+    /// The kernel said no.
+    #[error("{what}")]
+    Refused {
+        /// What was asked.
+        what: String,
+        /// Its `errno`.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The answer does not fit the question.
+    #[error("{what}: unexpected answer: {detail}")]
+    Unexpected {
+        /// What was asked.
+        what: String,
+        /// What came instead.
+        detail: String,
+    },
+}
+
+impl Error {
+    /// Whether what should be added is there already.
+    #[must_use]
+    pub fn already_exists(&self) -> bool {
+        self.errno() == Some(libc::EEXIST)
+    }
+
+    /// Whether what should be changed or removed is not there (any more).
+    #[must_use]
+    pub fn not_found(&self) -> bool {
+        matches!(
+            self.errno(),
+            Some(libc::ESRCH | libc::ENOENT | libc::ENODEV | libc::EADDRNOTAVAIL)
+        )
+    }
+
+    fn errno(&self) -> Option<i32> {
+        match self {
+            Self::Refused { source, .. } => source.raw_os_error(),
+            Self::Closed { .. } | Self::Unexpected { .. } => None,
+        }
+    }
+}
+
+/// Lets the runtime watch a socket.
+fn register(socket: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd names the same open descriptor for as long as it lives, and the AsyncFd owns
+    // it: it leaves the runtime before it is closed.
+    let registered = unsafe { AsyncFd::register_with_interest(socket, interest) };
+    registered.map_err(io::Error::from)
+}

@@ -1,0 +1,209 @@
+//! Requests to the kernel: list, add, change, remove.
+
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+
+use futures_util::stream::{Stream, StreamExt as _, TryStreamExt as _};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::LinkMessage;
+use rtnetlink::packet_core::{
+    NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
+    NetlinkPayload,
+};
+use rtnetlink::{Handle, IpVersion, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
+use tokio::sync::Mutex;
+
+use crate::{Address, Error, Link, Route};
+
+/// A connection to the kernel's network tables. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Netlink {
+    handle: Handle,
+    /// Held while the kernel lists: it makes one list per socket at a time, and answers a second
+    /// request with EBUSY (`netlink_dump_start()`).
+    list: Arc<Mutex<()>>,
+}
+
+impl Netlink {
+    /// Opens a connection. The caller runs the returned task for as long as it uses the connection.
+    ///
+    /// # Errors
+    /// When the kernel gives no netlink socket.
+    pub fn open() -> io::Result<(Self, impl Future<Output = ()> + Send + use<>)> {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        Ok((Self { handle, list: Arc::default() }, connection))
+    }
+
+    /// Every link of this network namespace, by index.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or the connection is gone.
+    pub async fn links(&self) -> Result<Vec<Link>, Error> {
+        let messages = self.collect("list links", || self.handle.link().get().execute()).await?;
+        let mut links: Vec<_> = messages.into_iter().map(Link::from_message).collect();
+        links.sort_by_key(|link| link.index);
+        Ok(links)
+    }
+
+    /// Every IPv4 and IPv6 address.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or the connection is gone.
+    pub async fn addresses(&self) -> Result<Vec<Address>, Error> {
+        let messages =
+            self.collect("list addresses", || self.handle.address().get().execute()).await?;
+        Ok(messages.iter().filter_map(Address::from_message).collect())
+    }
+
+    /// Every IPv4 and IPv6 route of every table.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or the connection is gone.
+    pub async fn routes(&self) -> Result<Vec<Route>, Error> {
+        let mut routes = Vec::new();
+        for version in [IpVersion::V4, IpVersion::V6] {
+            let request = match version {
+                IpVersion::V4 => RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(),
+                IpVersion::V6 => RouteMessageBuilder::<std::net::Ipv6Addr>::new().build(),
+            };
+            let messages =
+                self.collect("list routes", || self.handle.route().get(request).execute()).await?;
+            routes.extend(messages.iter().filter_map(Route::from_message));
+        }
+        Ok(routes)
+    }
+
+    /// Sets a link administratively up.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or the connection is gone.
+    pub async fn set_up(&self, index: u32) -> Result<(), Error> {
+        let message = LinkMessageBuilder::<LinkUnspec>::new().index(index).up().build();
+        self.change_link(format!("set link {index} up"), message).await
+    }
+
+    /// Sets a link administratively down; its routes go.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or the connection is gone.
+    pub async fn set_down(&self, index: u32) -> Result<(), Error> {
+        let message = LinkMessageBuilder::<LinkUnspec>::new().index(index).down().build();
+        self.change_link(format!("set link {index} down"), message).await
+    }
+
+    /// Sets a link's MTU, in bytes.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or the connection is gone.
+    pub async fn set_mtu(&self, index: u32, mtu: u32) -> Result<(), Error> {
+        let message = LinkMessageBuilder::<LinkUnspec>::new().index(index).mtu(mtu).build();
+        self.change_link(format!("set mtu {mtu} on link {index}"), message).await
+    }
+
+    /// Adds an address, or gives the one that is there a new lifetime and protocol.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or the connection is gone.
+    pub async fn put_address(&self, address: &Address) -> Result<(), Error> {
+        let what = format!("add address {} to link {}", address.net, address.index);
+        let message = RouteNetlinkMessage::NewAddress(address.to_message());
+        self.request(what, message, NLM_F_CREATE | NLM_F_REPLACE).await
+    }
+
+    /// Removes an address.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or the connection is gone.
+    pub async fn remove_address(&self, address: &Address) -> Result<(), Error> {
+        let what = format!("remove address {} from link {}", address.net, address.index);
+        self.request(what, RouteNetlinkMessage::DelAddress(address.to_message()), 0).await
+    }
+
+    /// Adds a route after those with the same destination and metric.
+    ///
+    /// # Errors
+    /// When the kernel refuses (see [`Error::already_exists`]), or the connection is gone.
+    pub async fn add_route(&self, route: &Route) -> Result<(), Error> {
+        let what = format!("add route to {}", route.destination);
+        let message = RouteNetlinkMessage::NewRoute(route.to_message());
+        self.request(what, message, NLM_F_CREATE | NLM_F_APPEND).await
+    }
+
+    /// Removes a route.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or the connection is gone.
+    pub async fn remove_route(&self, route: &Route) -> Result<(), Error> {
+        let what = format!("remove route to {}", route.destination);
+        self.request(what, RouteNetlinkMessage::DelRoute(route.to_message()), 0).await
+    }
+
+    async fn change_link(&self, what: String, message: LinkMessage) -> Result<(), Error> {
+        self.request(what, RouteNetlinkMessage::NewLink(message), 0).await
+    }
+
+    async fn request(
+        &self,
+        what: String,
+        message: RouteNetlinkMessage,
+        flags: u16,
+    ) -> Result<(), Error> {
+        let mut message = NetlinkMessage::from(message);
+        message.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
+        let mut answers = match self.handle.clone().request(message) {
+            Ok(answers) => answers,
+            Err(_) => return Err(Error::Closed { what }),
+        };
+        while let Some(answer) = answers.next().await {
+            if let NetlinkPayload::Error(error) = answer.payload
+                && error.code.is_some()
+            {
+                return Err(Error::Refused { what, source: error.to_io() });
+            }
+        }
+        Ok(())
+    }
+
+    async fn collect<T, S>(&self, what: &str, ask: impl FnOnce() -> S) -> Result<Vec<T>, Error>
+    where
+        S: Stream<Item = Result<T, rtnetlink::Error>>,
+    {
+        let _turn = self.list.lock().await;
+        ask().try_collect().await.map_err(|error| {
+            let what = what.to_owned();
+            match error {
+                rtnetlink::Error::NetlinkError(error) => {
+                    Error::Refused { what, source: error.to_io() }
+                }
+                rtnetlink::Error::RequestFailed => Error::Closed { what },
+                other => Error::Unexpected { what, detail: other.to_string() },
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn lists_asked_for_at_once_take_turns() {
+        let (netlink, connection) = Netlink::open().expect("anybody may open a netlink socket");
+        let lists = futures_util::future::join_all((0..32).map(|i| {
+            let netlink = netlink.clone();
+            async move {
+                match i % 3 {
+                    0 => netlink.links().await.map(|links| links.len()),
+                    1 => netlink.addresses().await.map(|addresses| addresses.len()),
+                    _ => netlink.routes().await.map(|routes| routes.len()),
+                }
+            }
+        }));
+        let results = tokio::select! {
+            results = lists => results,
+            () = connection => unreachable!("the connection lives as long as its handle"),
+        };
+        assert!(results.iter().all(Result::is_ok), "{results:?}");
+    }
+}

@@ -1,0 +1,388 @@
+//! Looks at the kernel's tables whenever something changed and carries out the plan.
+//!
+//! Level-triggered: every notice, lease or timer leads to the same [`Driver::reconcile`], which lists
+//! what is, asks [`plan`](crate::plan) what to do about it and does that. What fails is logged once
+//! and tried again later; it does not keep other links from being configured.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::path::Path;
+use std::time::Duration;
+
+use orlop_netlink::{Changes, Link, Mac, Netlink, host};
+use orlop_rt::{Backoff, CancellationToken, Chain};
+use tokio::sync::{mpsc, watch};
+use tokio::task::{AbortHandle, JoinError, JoinSet};
+use tracing::{Instrument as _, debug, info, info_span, warn};
+
+use crate::dhcp::{Carrier, Keeper, Memory, Update, now, wait_until};
+use crate::machine::{Lease, Remembered, Uptime, Wishes};
+use crate::plan::{self, Desired, Intent, Names, Observed, Operation, Settings, difference};
+use crate::{Error, Options, names};
+
+/// A link that is tried for so long without success no longer keeps the node from being ready.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Until what failed is tried again.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+const LAST_RETRY: Duration = Duration::from_secs(60);
+/// After so long without failure, one is news again.
+const CALM: Duration = Duration::from_secs(120);
+/// Each round makes the next one smaller; whoever works against us is not fought any faster.
+const MAX_ROUNDS: u32 = 4;
+/// Keepers wait for us; a handful is on its way at any time.
+const UPDATES: usize = 16;
+
+/// Owns everything that is known; others learn of it through the kernel and `ready`.
+pub(crate) struct Driver {
+    options: Options,
+    settings: Settings,
+    netlink: Netlink,
+    changes: Changes,
+    ready: watch::Sender<bool>,
+    /// What servers gave, by link.
+    leases: BTreeMap<u32, Lease>,
+    /// Who keeps them, by link.
+    keepers: BTreeMap<u32, Handle>,
+    tasks: JoinSet<Ended>,
+    /// Links whose keeper ended by itself: they get another one at the next retry.
+    resting: BTreeSet<u32>,
+    updates: (mpsc::Sender<Update>, mpsc::Receiver<Update>),
+    /// When each link of ours was first seen.
+    since: BTreeMap<u32, Uptime>,
+    /// What has been complained about since things were last calm.
+    failing: BTreeSet<String>,
+    failed_at: Option<Uptime>,
+    retry: Backoff,
+    retry_at: Option<Uptime>,
+    /// The last names that an interface gave the node.
+    named: Option<Names>,
+    /// The names the kernel was last told.
+    told: Option<(String, Option<String>)>,
+}
+
+/// A running keeper.
+struct Handle {
+    name: String,
+    carrier: watch::Sender<Carrier>,
+    task: AbortHandle,
+}
+
+/// Which keeper ended, and how.
+type Ended = (u32, io::Result<()>);
+
+enum Happened {
+    Changed(io::Result<()>),
+    Lease(Update),
+    KeeperEnded(Result<Ended, JoinError>),
+    Timer,
+    Shutdown,
+}
+
+impl Driver {
+    pub(crate) fn new(
+        options: Options,
+        settings: Settings,
+        netlink: Netlink,
+        changes: Changes,
+        ready: watch::Sender<bool>,
+    ) -> Self {
+        Self {
+            options,
+            settings,
+            netlink,
+            changes,
+            ready,
+            leases: BTreeMap::new(),
+            keepers: BTreeMap::new(),
+            tasks: JoinSet::new(),
+            resting: BTreeSet::new(),
+            updates: mpsc::channel(UPDATES),
+            since: BTreeMap::new(),
+            failing: BTreeSet::new(),
+            failed_at: None,
+            retry: Backoff::new(FIRST_RETRY, LAST_RETRY),
+            retry_at: None,
+            named: None,
+            told: None,
+        }
+    }
+
+    /// Runs until shutdown; what it set up stays.
+    pub(crate) async fn run(mut self, shutdown: CancellationToken) -> Result<(), Error> {
+        loop {
+            self.reconcile().await;
+            let timer = wait_until(self.wake_at());
+            // All arms are cancel-safe.
+            let happened = tokio::select! {
+                changed = self.changes.next() => Happened::Changed(changed),
+                Some(update) = self.updates.1.recv() => Happened::Lease(update),
+                Some(ended) = self.tasks.join_next() => Happened::KeeperEnded(ended),
+                () = timer => Happened::Timer,
+                () = shutdown.cancelled() => Happened::Shutdown,
+            };
+            match happened {
+                Happened::Changed(result) => result.map_err(Error::Watch)?,
+                Happened::Lease(update) => self.take(update),
+                Happened::KeeperEnded(Ok((index, result))) => self.keeper_ended(index, result),
+                Happened::KeeperEnded(Err(error)) if error.is_panic() => {
+                    std::panic::resume_unwind(error.into_panic());
+                }
+                // Stopped by us.
+                Happened::KeeperEnded(Err(_)) => {}
+                Happened::Timer => {
+                    self.retry_at = None;
+                    self.resting.clear();
+                }
+                Happened::Shutdown => return Ok(()),
+            }
+        }
+    }
+
+    /// The next retry; until we are ready also the end of our patience with each link.
+    fn wake_at(&self) -> Option<Uptime> {
+        let now = now();
+        let patience = self.since.values().map(|since| *since + PATIENCE).filter(|at| *at > now);
+        let waiting = !*self.ready.borrow();
+        patience.filter(|_| waiting).chain(self.retry_at).min()
+    }
+
+    fn take(&mut self, update: Update) {
+        // A keeper that was stopped may have left a word behind.
+        let Some(keeper) = self.keepers.get(&update.index) else { return };
+        let before = match &update.lease {
+            Some(lease) => self.leases.insert(update.index, lease.clone()),
+            None => self.leases.remove(&update.index),
+        };
+        let (before, lease) = (before.map(|lease| lease.address), update.lease);
+        match lease {
+            Some(lease) if before != Some(lease.address) => {
+                let lease_secs =
+                    lease.times.map(|times| times.expires_at.saturating_sub(now()).as_secs());
+                let (link, address) = (&keeper.name, lease.address);
+                info!(%link, %address, server = %lease.server, lease_secs, "lease bound");
+            }
+            None if before.is_some() => warn!(link = %keeper.name, "lease lost"),
+            _ => {}
+        }
+    }
+
+    fn keeper_ended(&mut self, index: u32, result: io::Result<()>) {
+        let Some(keeper) = self.keepers.remove(&index) else { return };
+        if let Err(error) = result {
+            self.complain(&format!("keep a lease for {}", keeper.name), &error);
+        }
+        self.resting.insert(index);
+        self.try_again_later();
+    }
+
+    /// Makes what is into what should be, as far as that goes now.
+    async fn reconcile(&mut self) {
+        for round in 1.. {
+            let observed = match observe(&self.netlink).await {
+                Ok(observed) => observed,
+                Err(error) => {
+                    self.complain("list the kernel's tables", &error);
+                    return self.try_again_later();
+                }
+            };
+            let intents = plan::intents(&self.settings, &observed.links);
+            self.keep_leases(&intents, &observed.links);
+            let desired = Desired::new(&intents, &self.leases, now());
+            let operations = difference(&desired, &observed);
+            let settled = operations.is_empty();
+            let done = settled || self.carry_out(&operations, &observed.links).await;
+            let stuck = !done || round == MAX_ROUNDS;
+            if stuck && !settled {
+                self.try_again_later();
+            }
+            if stuck || settled {
+                return self.publish(&intents, &observed, &desired);
+            }
+        }
+    }
+
+    /// Whether every operation succeeded.
+    async fn carry_out(&mut self, operations: &[Operation], links: &[Link]) -> bool {
+        let mut done = true;
+        for operation in operations {
+            debug!(?operation, "difference");
+            let result = match operation {
+                Operation::RemoveRoute(route) => self.netlink.remove_route(route).await,
+                Operation::RemoveAddress(address) => self.netlink.remove_address(address).await,
+                Operation::SetMtu(index, mtu) => self.netlink.set_mtu(*index, *mtu).await,
+                Operation::SetUp(index) => self.netlink.set_up(*index).await,
+                Operation::PutAddress(address) => self.netlink.put_address(address).await,
+                Operation::AddRoute(route) => self.netlink.add_route(route).await,
+            };
+            let removal =
+                matches!(operation, Operation::RemoveRoute(_) | Operation::RemoveAddress(_));
+            match result {
+                Ok(()) => {}
+                Err(error) if error.already_exists() || (removal && error.not_found()) => {}
+                Err(error) => {
+                    let on = operation.index().and_then(|index| name_of(links, index));
+                    self.complain(&format!("configure {}", on.unwrap_or("the network")), &error);
+                    done = false;
+                }
+            }
+        }
+        done
+    }
+
+    /// Starts and stops keepers, and tells them of their links' carrier.
+    fn keep_leases(&mut self, intents: &BTreeMap<u32, Intent>, links: &[Link]) {
+        let now = now();
+        self.since.retain(|index, _| intents.contains_key(index));
+        let wanted = |index: &u32, name: &str| {
+            name_of(links, *index) == Some(name)
+                && intents.get(index).is_some_and(|intent| intent.dhcp.is_some())
+        };
+        let leases = &mut self.leases;
+        self.keepers.retain(|index, keeper| {
+            let keep = wanted(index, &keeper.name);
+            if !keep {
+                keeper.task.abort();
+                leases.remove(index);
+            }
+            keep
+        });
+        for link in links.iter().filter(|link| intents.contains_key(&link.index)) {
+            if !link.loopback() {
+                self.since.entry(link.index).or_insert(now);
+            }
+            if intents.get(&link.index).is_none_or(|intent| intent.dhcp.is_none()) {
+                continue;
+            }
+            // Without an Ethernet address there is nothing to ask for; static settings still hold.
+            let Some(mac) = link.mac else { continue };
+            if !self.keepers.contains_key(&link.index) && !self.resting.contains(&link.index) {
+                self.start_keeper(link, mac);
+            }
+            if let Some(keeper) = self.keepers.get(&link.index) {
+                let seen = Carrier::of(link);
+                keeper.carrier.send_if_modified(|carrier| std::mem::replace(carrier, seen) != seen);
+            }
+        }
+    }
+
+    fn start_keeper(&mut self, link: &Link, mac: Mac) {
+        let (carrier, carries) = watch::channel(Carrier::default());
+        let memory = Memory::new(&self.options.state, &link.name);
+        let remembered = memory.recall(now());
+        if let Remembered::Lease(lease) = &remembered {
+            info!(link = %link.name, address = %lease.address, "lease taken up again");
+            self.leases.insert(link.index, lease.clone());
+        }
+        let keeper = Keeper {
+            index: link.index,
+            name: link.name.clone(),
+            mac,
+            wishes: Wishes {
+                host_name: self.settings.host_name.clone(),
+                mtu: self.settings.mtu_by_dhcp,
+            },
+            memory,
+            carrier: carries,
+            updates: self.updates.0.clone(),
+        };
+        let index = link.index;
+        let span = info_span!("dhcp", link = %link.name);
+        let task =
+            self.tasks.spawn(async move { (index, keeper.run(remembered).await) }.instrument(span));
+        self.keepers.insert(index, Handle { name: link.name.clone(), carrier, task });
+    }
+
+    /// Writes names and resolvers, and says when the node is ready.
+    fn publish(&mut self, intents: &BTreeMap<u32, Intent>, observed: &Observed, desired: &Desired) {
+        let configured = self.since.keys().any(|index| {
+            intents
+                .get(index)
+                .is_some_and(|intent| plan::configured(*index, desired, observed, intent))
+        });
+        let now = now();
+        let tried = self.since.values().all(|since| *since + PATIENCE <= now);
+        let settled = configured || tried || *self.ready.borrow();
+        if !settled {
+            return;
+        }
+        let mut names = plan::names(&self.settings, intents, &self.leases, &observed.links);
+        // A node that lost its lease is still called what it was.
+        if names.claimed {
+            self.named = Some(names.clone());
+        } else if let Some(before) = &self.named {
+            names.identity.clone_from(&before.identity);
+        }
+        self.write_names(&names);
+        if self.ready.send_if_modified(|ready| !std::mem::replace(ready, true)) {
+            info!(configured, host_name = %names.identity.host_name, "network ready");
+        }
+    }
+
+    fn write_names(&mut self, names: &Names) {
+        let identity = &names.identity;
+        let resolv_conf = names::resolv_conf(&names.resolvers, identity.domain.as_deref());
+        let hosts = names::hosts(identity, &self.settings.extra_hosts);
+        let files = [(&self.options.resolv_conf, resolv_conf), (&self.options.hosts, hosts)];
+        let results = files.map(|(path, text)| (path.clone(), write_in_place(path, &text)));
+        for (path, result) in results {
+            if let Err(error) = result {
+                self.complain(&format!("write {}", path.display()), &error);
+                self.try_again_later();
+            }
+        }
+        let told = (identity.host_name.clone(), identity.domain.clone());
+        if self.options.keep_host_name || self.told.as_ref() == Some(&told) {
+            return;
+        }
+        let domain = identity.domain.as_deref().unwrap_or("(none)");
+        match host::set_name(&identity.host_name).and_then(|()| host::set_domain(domain)) {
+            Ok(()) => self.told = Some(told),
+            Err(error) => {
+                self.complain("set the host name", &error);
+                self.try_again_later();
+            }
+        }
+    }
+
+    /// Logs what failed, once until things have been calm for a while.
+    fn complain(&mut self, what: &str, error: &(dyn std::error::Error + 'static)) {
+        let now = now();
+        if self.failed_at.replace(now).is_none_or(|before| now - before > CALM) {
+            self.failing.clear();
+            self.retry.reset();
+        }
+        let error = Chain(error).to_string();
+        if self.failing.insert(format!("{what}: {error}")) {
+            warn!(%error, "{what} failed, will try again");
+        }
+    }
+
+    fn try_again_later(&mut self) {
+        if self.retry_at.is_none() {
+            // Nobody else retries what we retry: no jitter is needed.
+            self.retry_at = Some(now() + self.retry.next(0));
+        }
+    }
+}
+
+async fn observe(netlink: &Netlink) -> Result<Observed, orlop_netlink::Error> {
+    Ok(Observed {
+        links: netlink.links().await?,
+        addresses: netlink.addresses().await?,
+        routes: netlink.routes().await?,
+    })
+}
+
+fn name_of(links: &[Link], index: u32) -> Option<&str> {
+    links.iter().find(|link| link.index == index).map(|link| link.name.as_str())
+}
+
+/// Truncates and writes, because the file is bind-mounted elsewhere; leaves alone what is right.
+fn write_in_place(path: &Path, text: &str) -> io::Result<()> {
+    if std::fs::read(path).is_ok_and(|present| present == text.as_bytes()) {
+        return Ok(());
+    }
+    let mut file = File::options().write(true).create(true).truncate(true).open(path)?;
+    file.write_all(text.as_bytes())
+}

@@ -1,0 +1,151 @@
+//! networkd: gives the node its network, and says what it is.
+//!
+//! What should be ([`plan`]) comes from the machine configuration and the kernel arguments
+//! ([`settings`]) and from DHCP servers ([`machine`], whose messages [`wire`] reads and writes); less
+//! what is, it is a short list of operations. [`driver`] carries them out whenever something changed,
+//! whoever changed it, and writes `/etc/resolv.conf`, `/etc/hosts` and the host name ([`names`]);
+//! one task for each link that asks for an address ([`dhcp`]) owns its sockets. `api` answers
+//! `network.NetworkService` and `health.Health` on a unix socket.
+//!
+//! It runs as a container of the node, or before there is one as a child of PID 1. Stopping it takes
+//! nothing away: addresses and routes stay until their lease ends, and the next start finds them by
+//! the mark they carry in the kernel and by the leases remembered in the state folder.
+
+#![forbid(unsafe_code)]
+
+pub mod machine;
+pub mod names;
+pub mod plan;
+pub mod settings;
+pub mod wire;
+
+mod api;
+mod dhcp;
+mod driver;
+
+use std::ffi::OsString;
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use orlop_netlink::{Changes, Netlink};
+use orlop_rt::{CancellationToken, Exit};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+/// Configures the node's network and serves what it knows of it.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "networkd", version = orlop_rt::version::TAG, about)]
+pub struct Options {
+    /// Where to serve the API
+    #[arg(long, value_name = "PATH", default_value = "/system/run/networkd/networkd.sock")]
+    pub socket: PathBuf,
+    /// The `machine.network` section of the machine configuration; may be absent
+    #[arg(long, value_name = "PATH", default_value = "/system/etc/networkd.yaml")]
+    pub config: PathBuf,
+    /// The kernel's arguments
+    #[arg(long, value_name = "PATH", default_value = "/proc/cmdline")]
+    pub cmdline: PathBuf,
+    /// Where leases are remembered
+    #[arg(long, value_name = "FOLDER", default_value = "/system/run/networkd")]
+    pub state: PathBuf,
+    /// Written in place
+    #[arg(long, value_name = "PATH", default_value = "/etc/resolv.conf")]
+    pub resolv_conf: PathBuf,
+    /// Written in place
+    #[arg(long, value_name = "PATH", default_value = "/etc/hosts")]
+    pub hosts: PathBuf,
+    /// Leave the kernel's host and domain name as they are
+    #[arg(long)]
+    pub keep_host_name: bool,
+    /// Log each decision
+    #[arg(long)]
+    pub debug: bool,
+}
+
+/// Why networkd stops.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no runtime to run on.
+    #[error("start the runtime")]
+    Runtime(#[source] io::Error),
+    /// What the operator said cannot be read.
+    #[error(transparent)]
+    Settings(#[from] settings::Error),
+    /// The kernel does not talk to us.
+    #[error("open netlink sockets")]
+    Netlink(#[source] io::Error),
+    /// It does not talk to us any more.
+    #[error("{0} ended")]
+    Ended(&'static str),
+    /// The notices of changes ended.
+    #[error("watch the kernel's tables")]
+    Watch(#[source] io::Error),
+    /// The folder for leases cannot be made.
+    #[error("make {}", path.display())]
+    State {
+        /// The folder.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The API has no socket.
+    #[error("offer the API on {}", path.display())]
+    Listen {
+        /// The socket.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The API stopped.
+    #[error("serve the API")]
+    Serve(#[source] tonic::transport::Error),
+}
+
+/// Runs the role until a signal stops it.
+pub fn main(args: Vec<OsString>) -> ExitCode {
+    let options = match orlop_rt::parse::<Options>(args) {
+        Ok(options) => options,
+        Err(code) => return code,
+    };
+    orlop_telemetry::to_stderr(options.debug);
+    match orlop_rt::run_daemon(Error::Runtime, |shutdown| run(options, shutdown)) {
+        Err(error @ Error::Settings(_)) => {
+            let _ = orlop_rt::exit("networkd", Err(error));
+            Exit::Config.into()
+        }
+        result => orlop_rt::exit("networkd", result),
+    }
+}
+
+/// Configures the network and serves the API until `shutdown`.
+///
+/// # Errors
+/// When it cannot start, or one of its parts ends.
+pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Error> {
+    let settings = settings::read(&options.config, &options.cmdline)?;
+    std::fs::create_dir_all(&options.state)
+        .map_err(|source| Error::State { path: options.state.clone(), source })?;
+    // Subscribed before anything is listed, so that no change falls between.
+    let changes = Changes::subscribe().map_err(Error::Netlink)?;
+    let (netlink, connection) = Netlink::open().map_err(Error::Netlink)?;
+    let (ready, is_ready) = watch::channel(false);
+
+    let mut parts = JoinSet::new();
+    parts.spawn(async {
+        connection.await;
+        Err(Error::Ended("the netlink connection"))
+    });
+    parts.spawn(api::serve(options.socket.clone(), netlink.clone(), is_ready, shutdown.clone()));
+    let driver = driver::Driver::new(options, settings, netlink, changes, ready);
+    parts.spawn(driver.run(shutdown));
+    // The first part that ends, ends the role; on shutdown the driver does.
+    match parts.join_next().await {
+        Some(Ok(result)) => result,
+        Some(Err(error)) => std::panic::resume_unwind(error.into_panic()),
+        None => Ok(()),
+    }
+}

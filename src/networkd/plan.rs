@@ -1,0 +1,445 @@
+//! What the network should be, and what to do about what it is (node-api §9.1–9.3).
+//!
+//! [`Settings`] holds everything the operator said. With the links that exist it becomes an
+//! [`Intent`] for each link that is ours to configure ([`intents`]), with the leases it becomes the
+//! [`Desired`] addresses and routes, and less what is [`Observed`] it becomes [`Operation`]s
+//! ([`difference`]). Nothing here asks the kernel anything, so that the whole can be tested as tables.
+//!
+//! Addresses of ours carry a mark in the kernel ([`Protocol`]): only those are ever removed, and they
+//! are known again after a restart. Of routes only those of DHCP are removed, because others use
+//! "static" too.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use orlop_netlink::{Address, IpNet, Ipv4Net, Link, Protocol, Route, Table};
+
+use crate::machine::{Lease, Uptime};
+use crate::names::{Claim, HostEntry, Identity};
+
+/// Everything the operator said, from the machine configuration and the kernel arguments.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// By link name.
+    pub interfaces: BTreeMap<String, Intent>,
+    /// The `ip=` argument.
+    pub kernel: Option<KernelIntent>,
+    /// `talos.network.interface.ignore`: beats everything else.
+    pub ignored: BTreeSet<String>,
+    /// `talos.hostname`, or the configuration's.
+    pub host_name: Option<String>,
+    /// Used when no lease and no `ip=` brings any.
+    pub resolvers: Vec<IpAddr>,
+    /// For `/etc/hosts`.
+    pub extra_hosts: Vec<HostEntry>,
+    /// Whether DHCP servers may set the MTU: not on Azure.
+    pub mtu_by_dhcp: bool,
+}
+
+/// What `ip=` asks for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KernelIntent {
+    /// `None`: the first link that is not loopback.
+    pub device: Option<String>,
+    /// What it shall have.
+    pub intent: Intent,
+}
+
+/// What one link shall have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Intent {
+    /// Do not touch it.
+    pub ignore: bool,
+    /// Ask a DHCP server.
+    pub dhcp: Option<Dhcp>,
+    /// Static addresses.
+    pub addresses: Vec<IpNet>,
+    /// Static routes.
+    pub routes: Vec<StaticRoute>,
+    /// In bytes; beats the one of a DHCP server.
+    pub mtu: Option<u32>,
+    /// The host name of `ip=`.
+    pub host_name: Option<String>,
+    /// The resolvers of `ip=`.
+    pub resolvers: Vec<IpAddr>,
+}
+
+/// How to use DHCP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dhcp {
+    /// Metric of the routes that the server gives.
+    pub route_metric: u32,
+}
+
+/// A configured route.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StaticRoute {
+    /// Where to.
+    pub destination: IpNet,
+    /// `None`: on the link.
+    pub gateway: Option<IpAddr>,
+    /// Lower wins.
+    pub metric: u32,
+}
+
+impl Dhcp {
+    /// `dhcpOptions.routeMetric` when it is absent.
+    pub const DEFAULT_METRIC: u32 = 1024;
+}
+
+impl Default for Dhcp {
+    fn default() -> Self {
+        Self { route_metric: Self::DEFAULT_METRIC }
+    }
+}
+
+impl StaticRoute {
+    /// `routes[].metric` when it is absent.
+    pub const DEFAULT_METRIC: u32 = 10;
+}
+
+impl Intent {
+    /// An intent that asks a DHCP server for everything.
+    #[must_use]
+    pub fn dhcp() -> Self {
+        Self { dhcp: Some(Dhcp::default()), ..Self::default() }
+    }
+
+    /// Adds what another source says about the same link.
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.ignore |= other.ignore;
+        self.dhcp = other.dhcp.or(self.dhcp);
+        self.addresses.extend(&other.addresses);
+        self.routes.extend(other.routes.iter().cloned());
+        self.mtu = other.mtu.or(self.mtu);
+        self.host_name = other.host_name.clone().or(self.host_name.take());
+        self.resolvers.extend(&other.resolvers);
+    }
+}
+
+/// Used when nobody names a resolver (node-api §9.5).
+const DEFAULT_RESOLVERS: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(1, 1, 1, 1)), IpAddr::V4(Ipv4Addr::new(8, 8, 8, 8))];
+const LOOPBACK_MTU: u32 = 65536;
+/// Kernel and we count lifetimes in different places: so far they may differ.
+const LIFETIME_SLACK: Duration = Duration::from_secs(2);
+
+/// What each link that is ours shall have, by its index. A link that is not in it is not touched.
+#[must_use]
+pub fn intents(settings: &Settings, links: &[Link]) -> BTreeMap<u32, Intent> {
+    let first = links.iter().find(|link| !link.loopback()).map(|link| link.name.as_str());
+    let kernel = settings.kernel.as_ref();
+    let kernel_device = kernel.and_then(|kernel| kernel.device.as_deref().or(first));
+    let mut intents = BTreeMap::new();
+    for link in links {
+        if settings.ignored.contains(&link.name) {
+            continue;
+        }
+        let mut entry = None;
+        if let Some(kernel) = kernel
+            && kernel_device == Some(&link.name)
+        {
+            entry = Some(kernel.intent.clone());
+        }
+        if let Some(configured) = settings.interfaces.get(&link.name) {
+            entry.get_or_insert_with(Intent::default).add(configured);
+        }
+        if let Some(mut intent) = entry.or_else(|| default_intent(link))
+            && !intent.ignore
+        {
+            if link.loopback() {
+                add_loopback(&mut intent);
+            }
+            intents.insert(link.index, intent);
+        }
+    }
+    intents
+}
+
+/// For links that nobody names.
+fn default_intent(link: &Link) -> Option<Intent> {
+    let named = |prefixes: &[&str]| prefixes.iter().any(|prefix| link.name.starts_with(prefix));
+    if link.loopback() {
+        return Some(Intent::default());
+    }
+    // A port of a bond or a bridge has no address of its own.
+    (link.master.is_none() && named(&["en", "eth"])).then(Intent::dhcp)
+}
+
+/// Whatever else is configured, this belongs to loopback.
+fn add_loopback(intent: &mut Intent) {
+    let own = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::LOCALHOST, 8));
+    if !intent.addresses.contains(&own) {
+        intent.addresses.insert(0, own);
+    }
+    intent.mtu = intent.mtu.or(Some(LOOPBACK_MTU));
+}
+
+/// What the kernel's tables shall contain on our links.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Desired {
+    /// By index of the link: its MTU, when it matters. All of them shall be up.
+    pub links: BTreeMap<u32, Option<u32>>,
+    /// Their addresses.
+    pub addresses: Vec<Address>,
+    /// Their routes in the main table.
+    pub routes: Vec<Route>,
+}
+
+impl Desired {
+    /// From what the operator wants and what servers gave.
+    #[must_use]
+    pub fn new(
+        intents: &BTreeMap<u32, Intent>,
+        leases: &BTreeMap<u32, Lease>,
+        now: Uptime,
+    ) -> Self {
+        let mut desired = Self::default();
+        for (index, intent) in intents {
+            let lease = leases.get(index).filter(|lease| lease.holds(now));
+            desired.add_static(*index, intent, lease);
+            let mut mtu = intent.mtu;
+            if let (Some(dhcp), Some(lease)) = (intent.dhcp, lease) {
+                desired.add_lease(*index, dhcp, lease, now);
+                mtu = mtu.or(lease.mtu.map(u32::from));
+            }
+            desired.links.insert(*index, mtu);
+        }
+        // The kernel wants the way to a gateway before the way through it.
+        desired.routes.sort_by_key(|route| route.gateway.is_some());
+        desired
+    }
+
+    fn add_static(&mut self, index: u32, intent: &Intent, lease: Option<&Lease>) {
+        for net in &intent.addresses {
+            let protocol = Protocol::STATIC;
+            self.addresses.push(Address { index, net: *net, protocol, valid: None });
+        }
+        // The way to a gateway may come with the lease.
+        let waits = intent.dhcp.is_some() && lease.is_none();
+        let routes = intent.routes.iter().filter(|route| !(waits && route.gateway.is_some()));
+        for StaticRoute { destination, gateway, metric } in routes {
+            let mut route =
+                Route::through(index, *destination, *gateway, *metric, Protocol::STATIC);
+            // Through a link-local gateway the kernel chooses better than we could.
+            if !gateway.is_some_and(link_local) {
+                let own = intent.addresses.iter().find(|net| same_family(net, destination));
+                route.source = own.map(IpNet::addr);
+            }
+            self.routes.push(route);
+        }
+    }
+
+    fn add_lease(&mut self, index: u32, dhcp: Dhcp, lease: &Lease, now: Uptime) {
+        let valid = lease.times.map(|times| times.expires_at.saturating_sub(now));
+        let net = IpNet::V4(lease.address);
+        self.addresses.push(Address { index, net, protocol: Protocol::DHCP, valid });
+        for (destination, gateway) in &lease.routes {
+            let via = gateway.map(IpAddr::V4);
+            let to = IpNet::V4(*destination);
+            let mut route = Route::through(index, to, via, dhcp.route_metric, Protocol::DHCP);
+            // Clouds give addresses of /32 and a gateway beside them, some without a route to it.
+            let reached = gateway.is_none_or(|gateway| {
+                lease.address.contains(&gateway)
+                    || lease.routes.iter().any(|(to, via)| via.is_none() && to.contains(&gateway))
+            });
+            if !reached {
+                route = route.gateway_on_link();
+            }
+            route.source = Some(lease.address.addr().into());
+            self.routes.push(route);
+        }
+    }
+}
+
+fn same_family(a: &IpNet, b: &IpNet) -> bool {
+    a.addr().is_ipv4() == b.addr().is_ipv4()
+}
+
+fn link_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())
+}
+
+/// The kernel's tables as they are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// All links.
+    pub links: Vec<Link>,
+    /// All addresses.
+    pub addresses: Vec<Address>,
+    /// All routes of all tables.
+    pub routes: Vec<Route>,
+}
+
+/// One thing to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// Take a route away.
+    RemoveRoute(Route),
+    /// Take an address away.
+    RemoveAddress(Address),
+    /// Set the MTU, in bytes.
+    SetMtu(u32, u32),
+    /// Set administratively up.
+    SetUp(u32),
+    /// Add an address, or give it another lifetime.
+    PutAddress(Address),
+    /// Add a route.
+    AddRoute(Route),
+}
+
+impl Operation {
+    /// The link it is about.
+    #[must_use]
+    pub fn index(&self) -> Option<u32> {
+        match self {
+            Self::RemoveRoute(route) | Self::AddRoute(route) => route.index,
+            Self::RemoveAddress(address) | Self::PutAddress(address) => Some(address.index),
+            Self::SetMtu(index, _) | Self::SetUp(index) => Some(*index),
+        }
+    }
+}
+
+/// What makes the observed the desired, in an order that the kernel takes: empty when they agree.
+#[must_use]
+pub fn difference(desired: &Desired, observed: &Observed) -> Vec<Operation> {
+    let ours = |index: u32| desired.links.contains_key(&index);
+    let mut operations = Vec::new();
+
+    for route in observed.routes.iter().filter(|route| {
+        route.protocol == Protocol::DHCP
+            && route.table == Table::MAIN
+            && route.index.is_some_and(ours)
+    }) {
+        if !desired.routes.iter().any(|wanted| same_route(wanted, route)) {
+            operations.push(Operation::RemoveRoute(route.clone()));
+        }
+    }
+    for address in observed.addresses.iter().filter(|address| {
+        [Protocol::DHCP, Protocol::STATIC].contains(&address.protocol) && ours(address.index)
+    }) {
+        if !desired.addresses.iter().any(|wanted| same_address(wanted, address)) {
+            operations.push(Operation::RemoveAddress(address.clone()));
+        }
+    }
+
+    for link in &observed.links {
+        let Some(mtu) = desired.links.get(&link.index) else { continue };
+        if let Some(mtu) = mtu.filter(|mtu| *mtu != link.mtu) {
+            operations.push(Operation::SetMtu(link.index, mtu));
+        }
+        if !link.up() {
+            operations.push(Operation::SetUp(link.index));
+        }
+    }
+    // What vanished since the plan was made is not worth an error.
+    let exists = |index: u32| observed.links.iter().any(|link| link.index == index);
+
+    for wanted in desired.addresses.iter().filter(|address| exists(address.index)) {
+        let there = observed.addresses.iter().find(|address| same_address(wanted, address));
+        if there.is_none_or(|there| !lifetimes_agree(wanted, there)) {
+            operations.push(Operation::PutAddress(wanted.clone()));
+        }
+    }
+    for wanted in desired.routes.iter().filter(|route| route.index.is_some_and(exists)) {
+        if !observed.routes.iter().any(|route| same_route(wanted, route)) {
+            operations.push(Operation::AddRoute(wanted.clone()));
+        }
+    }
+    operations
+}
+
+fn same_address(a: &Address, b: &Address) -> bool {
+    (a.index, a.net) == (b.index, b.net)
+}
+
+/// An address that somebody else put there with no end is left as it is.
+fn lifetimes_agree(wanted: &Address, there: &Address) -> bool {
+    match (wanted.valid, there.valid) {
+        (Some(wanted), Some(there)) => wanted.abs_diff(there) <= LIFETIME_SLACK,
+        (None, None) => true,
+        (Some(_), None) => there.protocol != wanted.protocol,
+        (None, Some(_)) => false,
+    }
+}
+
+/// The same way to the same place; who put it there does not matter.
+fn same_route(wanted: &Route, there: &Route) -> bool {
+    let metric_agrees = wanted.metric == there.metric
+        // What the kernel makes of 0.
+        || (wanted.metric == 0 && there.metric == 1024 && matches!(wanted.destination, IpNet::V6(_)));
+    metric_agrees
+        && wanted.destination == there.destination
+        && wanted.gateway == there.gateway
+        && wanted.index == there.index
+        && wanted.table == there.table
+        && (wanted.source.is_none() || wanted.source == there.source)
+}
+
+/// Whether a link of ours has all that it can have now: at least one address, or nothing to wait for.
+#[must_use]
+pub fn configured(index: u32, desired: &Desired, observed: &Observed, intent: &Intent) -> bool {
+    let mut wanted = desired.addresses.iter().filter(|address| address.index == index).peekable();
+    let waits_for_lease = wanted.peek().is_none() && intent.dhcp.is_some();
+    !waits_for_lease
+        && wanted.all(|wanted| observed.addresses.iter().any(|there| same_address(wanted, there)))
+}
+
+/// The names and resolvers that come out of it all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Names {
+    /// How the node is called.
+    pub identity: Identity,
+    /// Whether an interface had a say in that.
+    pub claimed: bool,
+    /// Best first.
+    pub resolvers: Vec<IpAddr>,
+}
+
+/// Chooses host name and resolvers (node-api §9.5): interfaces count in the order of their names.
+#[must_use]
+pub fn names(
+    settings: &Settings,
+    intents: &BTreeMap<u32, Intent>,
+    leases: &BTreeMap<u32, Lease>,
+    links: &[Link],
+) -> Names {
+    let mut links: Vec<_> = links.iter().filter(|link| !link.loopback()).collect();
+    links.sort_by(|a, b| a.name.cmp(&b.name));
+    let mut claim = None;
+    let mut resolvers: Vec<IpAddr> = Vec::new();
+    for link in links {
+        let Some(intent) = intents.get(&link.index) else { continue };
+        resolvers.extend(&intent.resolvers);
+        let lease = intent.dhcp.and_then(|_| leases.get(&link.index));
+        if let Some(lease) = lease {
+            resolvers.extend(lease.dns.iter().copied().map(IpAddr::V4));
+        }
+        let from_static = intent.addresses.first().map(|net| Claim {
+            address: net.addr(),
+            host_name: intent.host_name.clone(),
+            domain: None,
+        });
+        let from_lease = lease.map(|lease| Claim {
+            address: lease.address.addr().into(),
+            host_name: lease.host_name.clone(),
+            domain: lease.domain.clone(),
+        });
+        claim = claim.or(from_static).or(from_lease);
+    }
+    let mut seen = BTreeSet::new();
+    resolvers.retain(|resolver| seen.insert(*resolver));
+    if resolvers.is_empty() {
+        resolvers.clone_from(&settings.resolvers);
+    }
+    if resolvers.is_empty() {
+        resolvers.extend(DEFAULT_RESOLVERS);
+    }
+    let identity = Identity::choose(claim.as_ref(), settings.host_name.as_deref());
+    Names { identity, claimed: claim.is_some(), resolvers }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests;

@@ -1,0 +1,77 @@
+//! What others need to know of a certificate.
+
+use std::time::{Duration, SystemTime};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer as _;
+
+use crate::{Error, encoding};
+
+/// When the first certificate of a PEM text expires.
+///
+/// # Errors
+/// When there is no certificate, or it cannot be decoded.
+pub fn not_after(pem: &str) -> Result<SystemTime, Error> {
+    first(pem, |certificate| system_time(certificate.validity().not_after.timestamp()))
+}
+
+/// From when to when the first certificate of a PEM text is valid.
+///
+/// # Errors
+/// When there is no certificate, or it cannot be decoded.
+pub fn validity(pem: &str) -> Result<(SystemTime, SystemTime), Error> {
+    first(pem, |certificate| {
+        let validity = certificate.validity();
+        (system_time(validity.not_before.timestamp()), system_time(validity.not_after.timestamp()))
+    })
+}
+
+/// Base64 of the SHA-256 of the public key (SPKI) of the first certificate of a PEM text: what an
+/// operator compares before trusting a node, and what the log names a certificate by.
+///
+/// # Errors
+/// When there is no certificate, or it cannot be decoded.
+pub fn fingerprint(pem: &str) -> Result<String, Error> {
+    first(pem, |certificate| {
+        let digest = ring::digest::digest(&ring::digest::SHA256, certificate.public_key().raw);
+        STANDARD.encode(digest)
+    })
+}
+
+/// The roles a peer's certificate (DER) grants: its organizations, blank ones left out.
+///
+/// # Errors
+/// When the certificate cannot be decoded.
+pub fn organizations(der: &[u8]) -> Result<Vec<String>, Error> {
+    let certificate = decode(der)?;
+    Ok(certificate
+        .subject()
+        .iter_organization()
+        .filter_map(|name| name.as_str().ok())
+        .filter(|name| !name.trim().is_empty())
+        .map(str::to_owned)
+        .collect())
+}
+
+/// Decodes a certificate that must fill `der` to its end.
+pub(crate) fn decode(der: &[u8]) -> Result<X509Certificate<'_>, Error> {
+    match X509Certificate::from_der(der) {
+        Ok(([], certificate)) => Ok(certificate),
+        Ok(_) => Err(Error::Certificate("bytes follow its end".to_owned())),
+        Err(error) => Err(Error::Certificate(error.to_string())),
+    }
+}
+
+fn first<T>(pem: &str, read: impl FnOnce(&X509Certificate<'_>) -> T) -> Result<T, Error> {
+    let certificates = encoding::certificates(pem)?;
+    let der = certificates.first().ok_or(Error::Absent { what: "certificate" })?;
+    Ok(read(&decode(der)?))
+}
+
+/// Seconds since 1970, negative before.
+fn system_time(seconds: i64) -> SystemTime {
+    let distance = Duration::from_secs(seconds.unsigned_abs());
+    if seconds < 0 { SystemTime::UNIX_EPOCH - distance } else { SystemTime::UNIX_EPOCH + distance }
+}

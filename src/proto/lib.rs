@@ -1,0 +1,37 @@
+//! Messages and services of the node API, generated from the `.proto` files in `proto/`.
+//!
+//! One module per protobuf package. Generated types stop at a room's `api.rs`: rooms turn them into
+//! types of their own there. Unimplemented methods of a service answer `Unimplemented` by default.
+
+// The generated code keeps its own style; this is the one place where lints are relaxed for it.
+#![allow(missing_docs, missing_debug_implementations, unreachable_pub, clippy::all)]
+#![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::wildcard_imports)]
+#![forbid(unsafe_code)]
+
+/// Types that all services share (`proto/common.proto`).
+pub mod common {
+    tonic::include_proto!("common");
+}
+
+/// Health of a daemon inside the node (`proto/health.proto`).
+pub mod health {
+    tonic::include_proto!("health");
+}
+
+/// The machine API (`proto/machine.proto`).
+pub mod machine {
+    tonic::include_proto!("machine");
+}
+
+/// The network API (`proto/network.proto`).
+pub mod network {
+    tonic::include_proto!("network");
+}
+
+/// Public well-known types outside `google.protobuf`.
+pub mod google {
+    /// `google.rpc.Status`.
+    pub mod rpc {
+        tonic::include_proto!("google.rpc");
+    }
+}

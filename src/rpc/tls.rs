@@ -1,0 +1,348 @@
+//! Mutual TLS over TCP.
+//!
+//! The listener makes handshakes side by side, each within [`HANDSHAKE_LIMIT`], at most
+//! [`HANDSHAKES`] at a time. When all places are taken, one who has dawdled for [`GRACE`] makes room:
+//! clients that connect and say nothing cannot shut the door for others. Each handshake takes the
+//! configuration that is current when it begins, so certificates can change under way.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::stream::{self, Stream};
+use http::Uri;
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, ServerConfig};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tonic::transport::Channel;
+use tonic::transport::server::Connected;
+use tracing::debug;
+
+use crate::accept::Failures;
+
+/// How long a handshake may take.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+/// Handshakes at a time.
+const HANDSHAKES: usize = 256;
+/// How long a handshake is safe from having to make room.
+const GRACE: Duration = Duration::from_secs(1);
+/// How long dialling may take, the handshake included.
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+
+/// For so long after a failure, others who want the same connection get the same answer: a crowd
+/// that waits for a dead node does not wait for it one after the other.
+const FAIL_FAST: Duration = Duration::from_secs(1);
+
+/// A quiet connection is probed after this long,
+const PROBE_AFTER: Duration = Duration::from_secs(15);
+/// this often,
+const PROBE_EVERY: Duration = Duration::from_secs(5);
+/// and given up after this many probes without an answer.
+const PROBES: u32 = 3;
+/// Sent bytes that nobody acknowledges for this long end a connection (tcp(7), `TCP_USER_TIMEOUT`).
+const UNACKNOWLEDGED_LIMIT: Duration = Duration::from_secs(30);
+
+/// Who is on the other side of a connection; an extension of each request that comes over it.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Where the connection comes from; an IPv4 address as such, not mapped into IPv6.
+    pub address: SocketAddr,
+    /// The certificates shown and verified, the peer's own first. Empty when none was asked for.
+    pub certificates: Arc<[CertificateDer<'static>]>,
+}
+
+/// Listens on `address`. `[::]` takes IPv4 as well; on a kernel without IPv6 it means `0.0.0.0`.
+///
+/// # Errors
+/// When the address cannot be bound.
+pub async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let bound = match TcpListener::bind(address).await {
+        Err(error)
+            if address.is_ipv6() && address.ip().is_unspecified() && without_ipv6(&error) =>
+        {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
+        }
+        bound => bound,
+    };
+    bound.map_err(|error| io::Error::new(error.kind(), format!("listen on {address}: {error}")))
+}
+
+/// `EAFNOSUPPORT` of a kernel without IPv6, `EADDRNOTAVAIL` where it is disabled.
+fn without_ipv6(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(EAFNOSUPPORT)
+}
+
+/// "Address family not supported by protocol", the same number on all Linux architectures we know.
+const EAFNOSUPPORT: i32 = 97;
+
+/// Connections whose handshake succeeded, for `serve_with_incoming_shutdown`.
+///
+/// The stream never ends and yields no errors: who fails the handshake is logged at `debug`, the
+/// first time and then each doubling.
+pub fn incoming(
+    listener: TcpListener,
+    config: watch::Receiver<Arc<ServerConfig>>,
+) -> impl Stream<Item = io::Result<Connection>> + Send + 'static {
+    stream::unfold(Door::new(listener, config), |mut door| async {
+        let connection = door.next().await;
+        Some((Ok(connection), door))
+    })
+}
+
+/// The listener and the handshakes under way.
+struct Door {
+    listener: TcpListener,
+    config: watch::Receiver<Arc<ServerConfig>>,
+    failures: Failures,
+    handshakes: JoinSet<Result<Connection, Refused>>,
+    /// Oldest first; those that are over stay until it gets crowded.
+    order: VecDeque<(Instant, AbortHandle)>,
+    /// Handshakes that failed since the start.
+    refused: u64,
+}
+
+/// A handshake that failed.
+struct Refused {
+    peer: SocketAddr,
+    error: io::Error,
+}
+
+enum Event {
+    Accepted(TcpStream, SocketAddr),
+    NotAccepted(io::Error),
+    Shaken(Result<Connection, Refused>),
+    /// All places are taken, and the oldest handshake has had its [`GRACE`].
+    Dawdled,
+    /// A handshake ended because it was told to.
+    MadeRoom,
+}
+
+impl Door {
+    fn new(listener: TcpListener, config: watch::Receiver<Arc<ServerConfig>>) -> Self {
+        Self {
+            listener,
+            config,
+            failures: Failures::default(),
+            handshakes: JoinSet::new(),
+            order: VecDeque::new(),
+            refused: 0,
+        }
+    }
+
+    async fn next(&mut self) -> Connection {
+        loop {
+            match self.event().await {
+                Event::Accepted(stream, peer) => {
+                    self.failures.succeeded();
+                    self.shake(stream, peer);
+                }
+                Event::NotAccepted(error) => sleep(self.failures.failed(&error)).await,
+                Event::Shaken(Ok(connection)) => return connection,
+                Event::Shaken(Err(Refused { peer, error })) => self.refuse(peer, &error),
+                Event::Dawdled => {
+                    if let Some((_, oldest)) = self.order.pop_front() {
+                        oldest.abort();
+                    }
+                }
+                Event::MadeRoom => {}
+            }
+        }
+    }
+
+    /// Each arm is cancel-safe: a connection is either still in the queue or in our hands.
+    async fn event(&mut self) -> Event {
+        if self.order.len() >= HANDSHAKES {
+            self.order.retain(|(_, handshake)| !handshake.is_finished());
+        }
+        let room = self.handshakes.len() < HANDSHAKES;
+        // False again as soon as one was told to go, so that only one goes for each that waits.
+        let crowded = self.order.len() >= HANDSHAKES;
+        let dawdles = self.order.front().map_or_else(Instant::now, |(began, _)| *began) + GRACE;
+        tokio::select! {
+            Some(ended) = self.handshakes.join_next() => ended.map_or(Event::MadeRoom, Event::Shaken),
+            accepted = self.listener.accept(), if room => match accepted {
+                Ok((stream, peer)) => Event::Accepted(stream, peer),
+                Err(error) => Event::NotAccepted(error),
+            },
+            () = sleep_until(dawdles), if crowded => Event::Dawdled,
+        }
+    }
+
+    fn shake(&mut self, stream: TcpStream, peer: SocketAddr) {
+        let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+        let acceptor = TlsAcceptor::from(Arc::clone(&self.config.borrow()));
+        let task = self.handshakes.spawn(async move {
+            let shaken = async {
+                tune(&stream)?;
+                acceptor.accept(stream).await
+            };
+            match timeout(HANDSHAKE_LIMIT, shaken).await {
+                Ok(Ok(stream)) => Ok(Connection { stream: Box::new(stream), address: peer }),
+                Ok(Err(error)) => Err(Refused { peer, error }),
+                Err(elapsed) => Err(Refused { peer, error: elapsed.into() }),
+            }
+        });
+        self.order.push_back((Instant::now(), task));
+    }
+
+    fn refuse(&mut self, peer: SocketAddr, error: &io::Error) {
+        self.refused += 1;
+        if self.refused.is_power_of_two() {
+            debug!(%peer, %error, refused = self.refused, "TLS handshake failed");
+        }
+    }
+}
+
+/// No waiting for more to send, and a peer that vanished is noticed within about 30 s.
+fn tune(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    let probes =
+        TcpKeepalive::new().with_time(PROBE_AFTER).with_interval(PROBE_EVERY).with_retries(PROBES);
+    socket.set_tcp_keepalive(&probes)?;
+    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_LIMIT))
+}
+
+/// A connection whose handshake succeeded. tonic makes its [`Peer`] known to each request.
+#[derive(Debug)]
+pub struct Connection {
+    stream: Box<tokio_rustls::server::TlsStream<TcpStream>>,
+    address: SocketAddr,
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        let certificates = self.stream.get_ref().1.peer_certificates().unwrap_or_default();
+        let certificates = certificates.iter().cloned().map(CertificateDer::into_owned).collect();
+        Peer { address: self.address, certificates }
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+/// A channel to `host` (an address or a name; brackets around an IPv6 address are tolerated), dialled
+/// when it is first needed and again whenever it was lost.
+///
+/// The server must prove `host` as its name. Must be called within a tokio runtime. While the server
+/// cannot be reached, calls fail with `Unavailable` and the reason.
+pub fn channel(host: &str, port: u16, config: Arc<ClientConfig>) -> Channel {
+    let host = bare(host).to_owned();
+    let authority =
+        if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+    // A host that makes no URI is no server name either: dialling says so.
+    let origin = Uri::builder().scheme("https").authority(authority.as_str()).path_and_query("/");
+    let origin = origin.build().unwrap_or_else(|_| Uri::from_static("https://invalid"));
+    let dialler = Arc::new(Dialler { host, port, authority, config, failed: Mutex::default() });
+    let connector = tower::service_fn(move |_: Uri| {
+        let dialler = Arc::clone(&dialler);
+        async move { dialler.dial().await.map(TokioIo::new) }
+    });
+    crate::endpoint(origin).connect_with_connector_lazy(connector)
+}
+
+/// `host` without the brackets that URIs put around IPv6 addresses.
+fn bare(host: &str) -> &str {
+    let inner = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    inner.filter(|inner| inner.contains(':')).unwrap_or(host)
+}
+
+/// Makes the connections of one channel.
+struct Dialler {
+    host: String,
+    port: u16,
+    /// Host and port, as errors name them.
+    authority: String,
+    config: Arc<ClientConfig>,
+    /// The last failure and when it was.
+    failed: Mutex<Option<(Instant, io::ErrorKind, String)>>,
+}
+
+impl Dialler {
+    async fn dial(&self) -> io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+        if let Some((when, kind, text)) = &*self.failed()
+            && when.elapsed() < FAIL_FAST
+        {
+            return Err(io::Error::new(*kind, text.clone()));
+        }
+        let dialled = timeout(CONNECT_LIMIT, self.connect()).await.unwrap_or_else(|_| {
+            let text = format!("no answer within {} s", CONNECT_LIMIT.as_secs());
+            Err(io::Error::new(io::ErrorKind::TimedOut, text))
+        });
+        dialled.map_err(|error| {
+            let text = format!("connect to {}: {error}", self.authority);
+            *self.failed() = Some((Instant::now(), error.kind(), text.clone()));
+            io::Error::new(error.kind(), text)
+        })
+    }
+
+    async fn connect(&self) -> io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+        let name = ServerName::try_from(self.host.clone()).map_err(|_| {
+            io::Error::new(io::ErrorKind::InvalidInput, "not a host name or address")
+        })?;
+        let stream = match self.host.parse::<IpAddr>() {
+            Ok(address) => TcpStream::connect((address, self.port)).await?,
+            Err(_) => TcpStream::connect((self.host.as_str(), self.port)).await?,
+        };
+        tune(&stream)?;
+        TlsConnector::from(Arc::clone(&self.config)).connect(name, stream).await
+    }
+
+    fn failed(&self) -> MutexGuard<'_, Option<(Instant, io::ErrorKind, String)>> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+#[path = "tls_tests.rs"]
+mod tests;

@@ -1,0 +1,194 @@
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::time::SystemTime;
+
+use futures_util::StreamExt as _;
+use http::{Request, Response};
+use orlop_pki::{Authority, KeyKind, Leaf, Usage};
+use tokio::io::AsyncReadExt as _;
+use tonic::Status;
+use tonic::body::Body;
+use tower::ServiceExt as _;
+
+use super::*;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn authority() -> Authority {
+    Authority::generate("talos", KeyKind::Ed25519, HOUR, SystemTime::now()).unwrap()
+}
+
+fn leaf(authority: &Authority, usage: Usage, name: &str) -> orlop_pki::Pair {
+    let leaf = Leaf {
+        common_name: name.to_owned(),
+        organizations: vec!["os:admin".to_owned()],
+        usage,
+        dns: vec!["localhost".to_owned()],
+        ips: vec!["127.0.0.1".parse().unwrap(), "::1".parse().unwrap()],
+        lifetime: HOUR,
+    };
+    authority.issue(&leaf, SystemTime::now()).unwrap()
+}
+
+fn server_config(authority: &Authority, name: &str) -> Arc<ServerConfig> {
+    let pair = leaf(authority, Usage::Server, name);
+    orlop_pki::tls::server_config(&authority.pair().crt, &pair.crt, pair.key.expose()).unwrap()
+}
+
+fn client_config(trusted: &Authority, identity: Option<&Authority>) -> Arc<ClientConfig> {
+    let pair = identity.map(|identity| leaf(identity, Usage::Client, "admin"));
+    let pair = pair.as_ref().map(|pair| (pair.crt.as_str(), pair.key.expose()));
+    orlop_pki::tls::client_config(&trusted.pair().crt, pair).unwrap()
+}
+
+/// A server that answers each call with the number of the peer's certificates and its address.
+struct Server {
+    port: u16,
+    config: watch::Sender<Arc<ServerConfig>>,
+    /// Dropped with the test, which ends the server.
+    _tasks: JoinSet<()>,
+}
+
+impl Server {
+    async fn start(config: Arc<ServerConfig>) -> Self {
+        let listener = listen("[::]:0".parse().unwrap()).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (config, receiver) = watch::channel(config);
+        let service = tower::service_fn(|request: Request<Body>| async move {
+            let peer = request.extensions().get::<Peer>().unwrap();
+            let text = format!("{} certificates, {}", peer.certificates.len(), peer.address.ip());
+            Ok::<_, Status>(Status::aborted(text).into_http::<Body>())
+        });
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            crate::server()
+                .serve_with_incoming(service, incoming(listener, receiver))
+                .await
+                .unwrap();
+        });
+        Self { port, config, _tasks: tasks }
+    }
+
+    fn dial(&self, host: &str, config: Arc<ClientConfig>) -> Channel {
+        channel(host, self.port, config)
+    }
+}
+
+/// What the server said, or why it could not be asked.
+async fn ask(channel: &Channel) -> Result<String, Status> {
+    let request = Request::post("/a.B/C").body(Body::empty()).unwrap();
+    let answer: Response<Body> =
+        channel.clone().oneshot(request).await.map_err(|error| Status::from_error(error.into()))?;
+    Ok(Status::from_header_map(answer.headers()).unwrap().message().to_owned())
+}
+
+#[tokio::test]
+async fn an_admitted_client_is_known_by_its_certificate_and_address() {
+    let ca = authority();
+    let server = Server::start(server_config(&ca, "node")).await;
+    let config = client_config(&ca, Some(&ca));
+    for (host, seen) in [
+        ("127.0.0.1", "1 certificates, 127.0.0.1"),
+        ("::1", "1 certificates, ::1"),
+        ("[::1]", "1 certificates, ::1"),
+    ] {
+        assert_eq!(ask(&server.dial(host, Arc::clone(&config))).await.unwrap(), seen, "{host}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_without_a_certificate_or_of_another_authority_is_refused() {
+    let (ca, foreign) = (authority(), authority());
+    let server = Server::start(server_config(&ca, "node")).await;
+    for config in [client_config(&ca, None), client_config(&ca, Some(&foreign))] {
+        let error = ask(&server.dial("127.0.0.1", config)).await.unwrap_err();
+        assert!(format!("{error:?}").contains("fatal alert"), "{error:?}");
+    }
+    let fine = client_config(&ca, Some(&ca));
+    ask(&server.dial("127.0.0.1", fine)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_server_must_prove_the_name_it_is_dialled_by_and_its_authority() {
+    let (ca, foreign) = (authority(), authority());
+    let server = Server::start(server_config(&ca, "node")).await;
+    for (host, trusted, why) in [
+        ("127.0.0.2", &ca, "not valid for name"),
+        ("127.0.0.1", &foreign, "invalid peer certificate"),
+    ] {
+        let error = ask(&server.dial(host, client_config(trusted, Some(&ca)))).await.unwrap_err();
+        assert_eq!(error.code(), tonic::Code::Unavailable);
+        let begin = format!("connect to {host}:{}: ", server.port);
+        assert!(error.message().starts_with(&begin) && error.message().contains(why), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn nobody_there_and_a_host_that_is_none_are_told_apart() {
+    let config = client_config(&authority(), None);
+    let closed = listen("127.0.0.1:0".parse().unwrap()).await.unwrap().local_addr().unwrap().port();
+    let error = ask(&channel("127.0.0.1", closed, Arc::clone(&config))).await.unwrap_err();
+    let why = format!("connect to 127.0.0.1:{closed}: Connection refused (os error 111)");
+    assert_eq!((error.code(), error.message()), (tonic::Code::Unavailable, why.as_str()));
+    let error = ask(&channel("no host", 1, config)).await.unwrap_err();
+    assert_eq!(error.message(), "connect to no host:1: not a host name or address");
+}
+
+#[tokio::test]
+async fn new_certificates_hold_for_new_handshakes_and_old_connections_stay() {
+    let (old, new) = (authority(), authority());
+    let server = Server::start(server_config(&old, "node")).await;
+    let before = server.dial("localhost", client_config(&old, Some(&old)));
+    ask(&before).await.unwrap();
+    server.config.send(server_config(&new, "node")).unwrap();
+    let after = server.dial("localhost", client_config(&new, Some(&new)));
+    ask(&after).await.unwrap();
+    ask(&before).await.unwrap();
+    let late = server.dial("localhost", client_config(&old, Some(&old)));
+    assert!(ask(&late).await.is_err());
+}
+
+#[tokio::test]
+async fn who_says_nothing_makes_room_for_others() {
+    let ca = authority();
+    let listener = listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (_config, receiver) = watch::channel(server_config(&ca, "node"));
+    let mut incoming = Box::pin(incoming(listener, receiver));
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move { incoming.next().await.unwrap().unwrap() });
+    let mut silent = Vec::new();
+    for _ in 0..=HANDSHAKES {
+        silent.push(TcpStream::connect(address).await.unwrap());
+    }
+    let channel = channel("127.0.0.1", address.port(), client_config(&ca, Some(&ca)));
+    tokio::select! {
+        admitted = tasks.join_next() => drop(admitted.unwrap().unwrap()),
+        answer = ask(&channel) => panic!("nobody answers: {answer:?}"),
+    }
+    assert_eq!(silent[0].read(&mut [0; 1]).await.unwrap(), 0, "the oldest is closed");
+}
+
+#[tokio::test]
+async fn a_crowd_that_waits_for_a_dead_node_dials_it_once() {
+    let listener = listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let channel = channel("127.0.0.1", port, client_config(&authority(), None));
+    let crowd = futures_util::future::join_all((0..20).map(|_| ask(&channel)));
+    let mut dialled = 0;
+    let hang_up = async {
+        loop {
+            drop(listener.accept().await.unwrap());
+            dialled += 1;
+        }
+    };
+    let answers = tokio::select! {
+        answers = crowd => answers,
+        () = hang_up => unreachable!("it never ends"),
+    };
+    let begin = format!("connect to 127.0.0.1:{port}: ");
+    assert!(
+        answers.iter().all(|answer| answer.as_ref().unwrap_err().message().starts_with(&begin))
+    );
+    assert_eq!(dialled, 1);
+}

@@ -1,0 +1,163 @@
+//! Services that are children of this process.
+
+use std::ffi::OsString;
+use std::io;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use nix::sys::signal::Signal;
+use tokio::net::unix::pipe;
+
+use crate::capture::Capture;
+use crate::cgroup;
+use crate::control::{Control, Stop};
+use crate::reaper::{Child, Reaper};
+
+/// How to start the process. It gets a session and (if named) a cgroup of its own, default signal
+/// dispositions, `/dev/null` as input, its log as output, and no other descriptor.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    /// The program's path, then its arguments.
+    pub args: Vec<String>,
+    /// All of its environment.
+    pub env: Vec<(String, String)>,
+    /// Directory of its cgroup (version 2), made if missing: `/sys/fs/cgroup/system/udevd`.
+    pub cgroup: Option<PathBuf>,
+    /// What SIGKILL is sent to.
+    pub kill: KillMode,
+    /// -1000 (never killed for want of memory) to 1000 (first); `None` inherits.
+    pub oom_score_adj: Option<i32>,
+}
+
+impl Spec {
+    /// `args` with the environment and the cgroup of nobody.
+    pub fn new<S: Into<String>>(args: impl IntoIterator<Item = S>) -> Self {
+        Self {
+            args: args.into_iter().map(Into::into).collect(),
+            env: Vec::new(),
+            cgroup: None,
+            kill: KillMode::Cgroup,
+            oom_score_adj: None,
+        }
+    }
+
+    /// `Process(["/bin/x" "--y"])`.
+    pub(crate) fn describe(&self) -> String {
+        let args: Vec<String> = self.args.iter().map(|arg| format!("{arg:?}")).collect();
+        format!("Process([{}])", args.join(" "))
+    }
+}
+
+/// What is killed when the process does not end in time, and whether anything when it has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KillMode {
+    /// All of its cgroup, and what is left there once the process has ended.
+    Cgroup,
+    /// Only the process: its descendants outlive it, as containerd's shims must.
+    Process,
+}
+
+/// Why a run of a process failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No program was named.
+    #[error("no program to start")]
+    NoProgram,
+    /// The cgroup could not be made or joined.
+    #[error("make cgroup {}", path.display())]
+    Cgroup {
+        /// Its directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// No pipe for the output.
+    #[error("make a pipe for the output")]
+    Pipe(#[source] io::Error),
+    /// It could not be started.
+    #[error("start {program}")]
+    Start {
+        /// Its path.
+        program: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It ended by itself, and not well.
+    #[error("{0}")]
+    Exited(std::process::ExitStatus),
+}
+
+pub(crate) async fn run(spec: &Spec, reaper: &Reaper, control: &mut Control) -> Result<(), Error> {
+    if control.ready().await.is_err() {
+        return Ok(());
+    }
+    let (mut child, mut capture) = start(spec, reaper, control)?;
+    let message = format!("Process {} started with PID {}", spec.describe(), child.pid());
+    control.started(message, Some(child.pid())).await;
+    let mut told = false;
+    let status = loop {
+        // Both awaits are cancel-safe.
+        tokio::select! {
+            status = child.wait() => break status,
+            stop = control.stop() => {
+                told = true;
+                end(spec, &child, stop);
+            }
+            never = capture.run() => match never {},
+        }
+    };
+    if let (Some(cgroup), KillMode::Cgroup) = (&spec.cgroup, spec.kill) {
+        report(control, cgroup::kill(cgroup));
+    }
+    capture.drain();
+    if told || status.success() { Ok(()) } else { Err(Error::Exited(status)) }
+}
+
+fn start(spec: &Spec, reaper: &Reaper, control: &Control) -> Result<(Child, Capture), Error> {
+    let (program, args) = spec.args.split_first().ok_or(Error::NoProgram)?;
+    let cgroup = spec.cgroup.as_deref().map(|path| {
+        cgroup::create(path).map_err(|source| Error::Cgroup { path: path.to_owned(), source })
+    });
+    let (reader, writer) = io::pipe().map_err(Error::Pipe)?;
+    let mut command = Command::new(program);
+    command
+        .args(args)
+        .env_clear()
+        .envs(spec.env.iter().map(|(name, value)| (OsString::from(name), value)))
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(writer.try_clone().map_err(Error::Pipe)?)
+        .stderr(writer);
+    orlop_sys::isolate(&mut command, cgroup.transpose()?);
+    let child = reaper
+        .spawn(&mut command)
+        .map_err(|source| Error::Start { program: program.clone(), source })?;
+    if let Some(score) = spec.oom_score_adj {
+        let path = format!("/proc/{}/oom_score_adj", child.pid());
+        report(control, std::fs::write(path, score.to_string()));
+    }
+    let pipe = pipe::Receiver::from_owned_fd(reader.into()).map_err(Error::Pipe)?;
+    Ok((child, Capture::new(pipe, control.log.clone())))
+}
+
+fn end(spec: &Spec, child: &Child, stop: Stop) {
+    let sent = match (stop, spec.kill, &spec.cgroup) {
+        (Stop::Terminate, ..) => child.signal(Signal::SIGTERM),
+        (Stop::Kill, KillMode::Cgroup, Some(cgroup)) => {
+            cgroup::kill(cgroup).and_then(|()| child.signal(Signal::SIGKILL))
+        }
+        (Stop::Kill, ..) => child.signal(Signal::SIGKILL),
+    };
+    if let Err(error) = sent {
+        tracing::warn!(pid = child.pid(), %error, "cannot signal");
+    }
+}
+
+/// What does not keep a process from running is told, and no more.
+fn report(control: &Control, result: io::Result<()>) {
+    if let Err(error) = result {
+        tracing::warn!(service = %control.id, %error, "cannot set up or clear a process's surroundings");
+    }
+}

@@ -1,0 +1,21 @@
+//! Every raw system call and all `unsafe` outside `netlink`, as thin, synchronous, typed functions.
+//!
+//! Nothing here decides anything. What std or `nix` already offers safely is not wrapped again.
+
+#![allow(unsafe_code, reason = "this crate exists to hold it")]
+
+mod allocator;
+mod clock;
+mod console;
+mod entropy;
+mod loop_device;
+mod process;
+mod readable;
+
+pub use allocator::keep_heap_small;
+pub use clock::monotonic;
+pub use console::{Console, open_kernel_log, show_kernel_errors_only};
+pub use entropy::{add_entropy, entropy_ready};
+pub use loop_device::attach_read_only;
+pub use process::{isolate, wait_any};
+pub use readable::watch_readable;

@@ -1,0 +1,216 @@
+//! `orlopctl` where no node is needed: usage, generated files, hints, exit codes.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod support;
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::Stdio;
+
+use support::Home;
+
+#[test]
+fn a_mistyped_command_is_a_usage_error_with_a_suggestion() {
+    let ran = Home::new().run(&["memry"]);
+    assert_eq!(ran.code, Some(64), "{ran:?}");
+    assert!(ran.stderr.contains("'memory'"), "{ran:?}");
+    assert_eq!(ran.stdout, "");
+}
+
+#[test]
+fn no_command_prints_the_commands_and_is_a_usage_error() {
+    let ran = Home::new().run(&[]);
+    assert_eq!(ran.code, Some(64));
+    for command in ["memory", "services", "dmesg", "gen", "reboot"] {
+        assert!(ran.stderr.contains(command), "{command}: {}", ran.stderr);
+    }
+}
+
+#[test]
+fn help_and_version_are_success() {
+    let home = Home::new();
+    for args in [&["--help"][..], &["memory", "--help"], &["--version"], &["version", "--client"]] {
+        let ran = home.run(args);
+        assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""), "{args:?}");
+        assert_ne!(ran.stdout, "");
+    }
+}
+
+#[test]
+fn an_endpoint_written_as_a_url_is_corrected() {
+    let ran = Home::new().run(&["-e", "https://10.0.0.2:50000", "memory"]);
+    assert_eq!(ran.code, Some(64));
+    assert!(ran.stderr.contains("try: \"10.0.0.2:50000\""), "{ran:?}");
+}
+
+#[test]
+fn a_missing_client_configuration_is_explained() {
+    let home = Home::new();
+    let ran = home.run(&["memory"]);
+    assert_eq!(ran.code, Some(78));
+    let path = home.path(".talos/config");
+    let first = format!("error: there is no client configuration at {}\n", path.display());
+    assert!(ran.stderr.starts_with(&first), "{ran:?}");
+    assert!(ran.stderr.contains("hint: ") && ran.stderr.contains("orlopctl gen config"), "{ran:?}");
+    assert!(!path.exists(), "looking makes no file");
+}
+
+#[test]
+fn a_mistake_in_the_client_configuration_is_told_by_line() {
+    let home = Home::new();
+    fs::write(home.path("broken"), "context: a\nendpoints: []\n").unwrap();
+    let ran = home.run(&["--talosconfig", "broken", "memory"]);
+    assert_eq!(ran.code, Some(78));
+    assert!(ran.stderr.starts_with("error: broken:2:1: "), "{ran:?}");
+}
+
+fn generated() -> Home {
+    let home = Home::new();
+    let ran = home.run(&["gen", "config", "trial", "https://10.0.0.2:6443", "-o", "made"]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    home
+}
+
+#[test]
+fn options_that_a_node_would_refuse_make_no_files() {
+    let home = Home::new();
+    let ran = home.run(&[
+        "gen",
+        "config",
+        "trial",
+        "https://10.0.0.2:6443",
+        "-o",
+        "made",
+        "--dns-domain",
+        "bad domain",
+    ]);
+    assert_eq!(ran.code, Some(64), "{ran:?}");
+    assert!(ran.stderr.contains("cluster.network.dnsDomain"), "{ran:?}");
+    assert!(!home.path("made").exists(), "{ran:?}");
+}
+
+#[test]
+fn generated_configurations_are_private_and_name_the_endpoint() {
+    let home = Home::new();
+    let ran =
+        home.run(&["gen", "config", "trial", "https://10.0.0.2:6443", "--output-dir", "made"]);
+    let created =
+        "created made/controlplane.yaml\ncreated made/worker.yaml\ncreated made/talosconfig\n";
+    assert_eq!((ran.code, ran.stdout.as_str()), (Some(0), created), "{ran:?}");
+    for file in ["controlplane.yaml", "worker.yaml", "talosconfig"] {
+        assert_eq!(mode(&home.path("made").join(file)), 0o600, "{file}");
+    }
+    for file in ["controlplane.yaml", "worker.yaml"] {
+        let text = fs::read_to_string(home.path("made").join(file)).unwrap();
+        assert!(text.contains("https://10.0.0.2:6443"), "{file}");
+        orlop_config::machine::parse(file, &text).unwrap();
+    }
+}
+
+#[test]
+fn generated_files_are_overwritten_only_by_force() {
+    let home = generated();
+    let before = fs::read(home.path("made/controlplane.yaml")).unwrap();
+    fs::remove_file(home.path("made/talosconfig")).unwrap();
+    let again = ["gen", "config", "trial", "https://10.0.0.2:6443", "-o", "made"];
+    let ran = home.run(&again);
+    assert_eq!(ran.code, Some(1));
+    assert!(ran.stderr.contains("made/controlplane.yaml is there already"), "{ran:?}");
+    assert!(ran.stderr.contains("--force"), "{ran:?}");
+    assert_eq!(fs::read(home.path("made/controlplane.yaml")).unwrap(), before);
+    assert!(!home.path("made/talosconfig").exists(), "either all files are made or none");
+    let ran = home.run(&[&again[..], &["--force"]].concat());
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert_ne!(fs::read(home.path("made/controlplane.yaml")).unwrap(), before);
+}
+
+#[test]
+fn a_cluster_endpoint_that_is_no_url_is_corrected() {
+    let ran = Home::new().run(&["gen", "config", "trial", "10.0.0.2"]);
+    assert_eq!(ran.code, Some(64));
+    assert!(ran.stderr.contains("try: \"https://10.0.0.2:6443\""), "{ran:?}");
+}
+
+#[test]
+fn an_unknown_context_lists_the_known_ones() {
+    let ran =
+        generated().run(&["--talosconfig", "made/talosconfig", "--context", "other", "memory"]);
+    assert_eq!(ran.code, Some(78));
+    assert!(ran.stderr.contains("has no context \"other\""), "{ran:?}");
+    assert!(ran.stderr.contains("it has: trial"), "{ran:?}");
+}
+
+#[test]
+fn the_environment_names_the_client_configuration_too() {
+    let home = generated();
+    let mut command = home.command(&["--context", "other", "memory"]);
+    let ran = command.env("TALOSCONFIG", "made/talosconfig").output().unwrap();
+    assert!(String::from_utf8_lossy(&ran.stderr).contains("made/talosconfig has no context"));
+}
+
+#[test]
+fn a_refused_connection_names_each_endpoint_and_what_to_check() {
+    let home = generated();
+    let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (first, second) = (free().to_string(), free().to_string());
+    let endpoints = format!("{first},{second}");
+    let ran = home.run(&["--talosconfig", "made/talosconfig", "-e", &endpoints, "memory"]);
+    assert_eq!(ran.code, Some(1));
+    assert!(ran.stderr.contains(&first) && ran.stderr.contains(&second), "{ran:?}");
+    assert!(ran.stderr.to_lowercase().contains("connection refused"), "{ran:?}");
+    assert!(ran.stderr.contains("hint: is the node up"), "{ran:?}");
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let home = Home::new();
+    let mut command = home.command(&["completion", "bash"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let ended = child.wait_with_output().unwrap();
+    assert_eq!((ended.status.code(), ended.stderr.len()), (Some(0), 0));
+    // Nor is anything lost when what is said on stderr is not read.
+    let mut child = home.command(&["memory"]).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stderr.take());
+    assert_eq!(child.wait().unwrap().code(), Some(78));
+}
+
+#[test]
+fn the_client_configuration_is_shown_and_changed() {
+    let home = generated();
+    let config = |args: &[&str]| {
+        let ran = home.run(&[&["--talosconfig", "made/talosconfig", "config"], args].concat());
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+        ran.stdout
+    };
+    config(&["endpoint", "10.0.0.2", "10.0.0.3:50001"]);
+    config(&["node", "10.0.0.4"]);
+    let table = "CURRENT   NAME    ENDPOINTS                 NODES\n\
+                 *         trial   10.0.0.2,10.0.0.3:50001   10.0.0.4\n";
+    assert_eq!(config(&["contexts"]), table);
+    assert_eq!(mode(&home.path("made/talosconfig")), 0o600);
+    let ran = home.run(&["--talosconfig", "made/talosconfig", "config", "context", "other"]);
+    assert_eq!(ran.code, Some(78), "{ran:?}");
+}
+
+#[test]
+fn merging_a_client_configuration_renames_what_exists() {
+    let home = generated();
+    fs::copy(home.path("made/talosconfig"), home.path("more")).unwrap();
+    let ran = home.run(&["--talosconfig", "made/talosconfig", "config", "merge", "more"]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert_eq!(ran.stderr, "renamed talosconfig context \"trial\" -> \"trial-1\"\n");
+    let ran = home.run(&["--talosconfig", "made/talosconfig", "config", "contexts"]);
+    assert!(ran.stdout.contains("\n*         trial-1"), "{ran:?}");
+    let ran = home.run(&["config", "merge", "more"]);
+    assert_eq!(ran.code, Some(0), "a first configuration is made: {ran:?}");
+    assert_eq!((mode(&home.path(".talos")), mode(&home.path(".talos/config"))), (0o700, 0o600));
+}
+
+/// The permission bits of a file.
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o7777
+}

@@ -1,0 +1,388 @@
+//! `orlopctl` against a node: the real binary calls a fake machine API over real mutual TLS.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod support;
+
+use std::pin::Pin;
+use std::time::SystemTime;
+
+use orlop_config::client::{Configuration, Context};
+use orlop_pki::{Authority, KeyKind, Leaf, Usage};
+use orlop_proto::common::{Data, Metadata};
+use orlop_proto::google::rpc;
+use orlop_proto::machine::machine_service_server::{MachineService, MachineServiceServer};
+use orlop_proto::machine::{
+    DmesgRequest, Event, EventsRequest, LogsRequest, MemInfo, Memory, MemoryResponse, Reboot,
+    RebootResponse, SequenceEvent, ServiceEvents, ServiceHealth, ServiceInfo, ServiceList,
+    ServiceListResponse, ServiceRestart, ServiceRestartRequest, ServiceRestartResponse, Version,
+    VersionInfo, VersionResponse,
+};
+use prost::Message as _;
+use support::{Home, Ran};
+use tokio_stream::{Stream, StreamExt as _};
+use tonic::metadata::MetadataMap;
+use tonic::{Code, Request, Response, Status};
+
+/// The target that never answers.
+const DEAD: &str = "10.0.0.66";
+
+#[test]
+fn without_targets_the_endpoint_answers_and_is_printed_as_typed() {
+    let node = Node::start();
+    let ran = node.run(&["memory"]);
+    assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""), "{ran:?}");
+    let mut lines = ran.stdout.lines();
+    let headings: Vec<_> = lines.next().unwrap().split_whitespace().collect();
+    assert_eq!(headings.join(" "), "NODE TOTAL USED FREE SHARED BUFFERS CACHE AVAILABLE");
+    let row: Vec<_> = lines.next().unwrap().split_whitespace().collect();
+    assert_eq!(row, [&node.endpoint, "1986", "374", "1611", "0", "0", "0", "0"]);
+}
+
+#[test]
+fn several_targets_make_one_table_in_their_order() {
+    let node = Node::start();
+    let ran = node.run(&["-n", "10.0.0.3,10.0.0.2", "-n", "10.0.0.4", "free"]);
+    assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""), "{ran:?}");
+    let nodes: Vec<_> =
+        ran.stdout.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    assert_eq!(nodes, ["NODE", "10.0.0.3", "10.0.0.2", "10.0.0.4"]);
+}
+
+#[test]
+fn a_node_that_fails_is_a_warning_beside_the_others() {
+    let node = Node::start();
+    let ran = node.run(&["-n", DEAD, "-n", "10.0.0.2", "m", "-o", "json"]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert_eq!(ran.stderr, "warning: read memory: 10.0.0.66: no route to host (Unavailable)\n");
+    assert!(ran.stdout.contains("\"node\": \"10.0.0.2\"") && !ran.stdout.contains(DEAD), "{ran:?}");
+}
+
+#[test]
+fn when_every_node_fails_so_does_the_command() {
+    let node = Node::start();
+    let ran = node.run(&["-n", DEAD, "memory"]);
+    assert_eq!((ran.code, ran.stdout.as_str()), (Some(1), ""), "{ran:?}");
+    assert_eq!(ran.stderr, "error: read memory: 10.0.0.66: no route to host (Unavailable)\n");
+}
+
+#[test]
+fn an_endpoint_that_is_down_hands_over_to_the_next() {
+    let node = Node::start();
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let ran = node.run(&["-e", &format!("{closed},{}", node.endpoint), "memory"]);
+    assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""), "{ran:?}");
+    assert!(ran.stdout.contains(&node.endpoint), "{ran:?}");
+}
+
+#[test]
+fn the_version_of_client_and_node_is_printed() {
+    let node = Node::start();
+    let ran = node.run(&["version"]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert!(ran.stdout.starts_with("Client:\n\tTag:         v"), "{ran:?}");
+    let server = format!("Server:\n\tNODE:        {}\n\tTag:         v0.8.9\n", node.endpoint);
+    assert!(ran.stdout.contains(&server), "{ran:?}");
+}
+
+#[test]
+fn services_are_listed_told_and_restarted() {
+    let node = Node::start();
+    let ran = node.run(&["services"]);
+    assert!(ran.stdout.starts_with("NODE "), "{ran:?}");
+    assert!(ran.stdout.contains("apid") && ran.stdout.contains("<none>"), "{ran:?}");
+    let ran = node.run(&["service", "apid"]);
+    let story =
+        format!("NODE     {}\nID       apid\nSTATE    Running\nHEALTH   OK\n", node.endpoint);
+    assert_eq!((ran.code, ran.stdout), (Some(0), story));
+    let ran = node.run(&["service", "apid", "restart"]);
+    assert!(ran.stdout.ends_with("Service \"apid\" restarted\n"), "{ran:?}");
+    let ran = node.run(&["service", "nothing"]);
+    assert_eq!(ran.code, Some(1));
+    assert!(ran.stderr.contains("service \"nothing\" is not registered on any nodes"), "{ran:?}");
+    let ran = node.run(&["service", "nothing", "restart"]);
+    let error = format!(
+        "error: restart service \"nothing\": {}: service \"nothing\" not defined (Unknown)\n\
+         hint: orlopctl services lists them\n",
+        node.endpoint
+    );
+    assert_eq!((ran.code, ran.stderr), (Some(1), error));
+}
+
+#[test]
+fn logs_are_lines_with_their_node() {
+    let node = Node::start();
+    let ran = node.run(&["-n", "a,b", "logs", "apid", "--tail", "3"]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let mut lines: Vec<_> = ran.stdout.lines().collect();
+    lines.sort_unstable();
+    assert_eq!(lines, ["a: last 3 of apid", "a: unfinished", "b: last 3 of apid", "b: unfinished"]);
+}
+
+#[test]
+fn a_stream_goes_on_without_the_node_that_failed() {
+    let node = Node::start();
+    let ran = node.run(&["-n", &format!("{DEAD},b"), "logs", "apid"]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert!(ran.stdout.contains("b: unfinished\n"), "{ran:?}");
+    let warning = "warning: read the log of \"apid\": 10.0.0.66: no route to host (Unavailable)\n";
+    assert_eq!(ran.stderr, warning);
+    let ran = node.run(&["-n", DEAD, "logs", "apid"]);
+    assert_eq!((ran.code, ran.stdout.as_str()), (Some(1), ""), "{ran:?}");
+}
+
+#[test]
+fn following_prints_at_once_and_ends_well_at_an_interrupt() {
+    use std::io::{BufRead as _, BufReader};
+    use std::process::Stdio;
+
+    let node = Node::start();
+    for (command, second) in
+        [(&["dmesg", "-f"][..], "kern: "), (&["events", "--tail", "1"], "boot")]
+    {
+        let mut command = node.home.command(&[&["--talosconfig", "talosconfig"], command].concat());
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        // The stream stays open: a line is seen only if it was printed as it came.
+        let seen = lines.find(|line| line.as_ref().unwrap().contains(second));
+        assert!(seen.is_some(), "{command:?}");
+        let pid = pid_of(child.id());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(0), "{command:?}");
+    }
+}
+
+fn pid_of(id: u32) -> nix::unistd::Pid {
+    nix::unistd::Pid::from_raw(i32::try_from(id).unwrap())
+}
+
+#[test]
+fn a_reboot_is_accepted_without_output_for_scripts() {
+    let node = Node::start();
+    let ran = node.run(&["reboot"]);
+    let said = format!("{} reboots\n", node.endpoint);
+    assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr), (Some(0), "", said));
+}
+
+#[test]
+fn a_call_the_node_does_not_serve_says_so() {
+    let node = Node::start();
+    let ran = node.run(&["mounts"]);
+    assert_eq!(ran.code, Some(1));
+    assert!(ran.stderr.contains("(Unimplemented)\nhint: "), "{ran:?}");
+}
+
+#[test]
+fn a_node_of_another_cluster_is_not_trusted_and_the_context_is_named() {
+    let (node, other) = (Node::start(), Node::start());
+    let ran = node.run(&["-e", &other.endpoint, "memory"]);
+    assert_eq!(ran.code, Some(1));
+    assert!(ran.stderr.contains("invalid peer certificate"), "{ran:?}");
+    assert!(
+        ran.stderr.contains("hint: the node was not made with the CA of context \"trial\""),
+        "{ran:?}"
+    );
+}
+
+#[test]
+fn a_client_certificate_of_another_authority_is_refused_and_the_context_is_named() {
+    let node = Node::start();
+    let stranger = authority();
+    node.write_context(&node.ca, &stranger);
+    for _ in 0..20 {
+        // The alert races the end of the connection; it is told all the same.
+        let ran = node.run(&["memory"]);
+        assert_eq!(ran.code, Some(1));
+        let mut lines = ran.stderr.lines();
+        let error = format!("error: read memory: {}: received fatal alert: ", node.endpoint);
+        assert!(lines.next().is_some_and(|line| line.starts_with(&error)), "{ran:?}");
+        let hint =
+            "hint: the node does not accept the certificate of context \"trial\" of talosconfig";
+        assert!(lines.next().is_some_and(|line| line.starts_with(hint)), "{ran:?}");
+    }
+}
+
+/// A fake node, the authority it trusts, and a home with a client configuration for it.
+struct Node {
+    home: Home,
+    endpoint: String,
+    ca: Authority,
+    /// Runs the server until it is dropped.
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Node {
+    fn start() -> Self {
+        let ca = authority();
+        let serving = issue(&ca, Usage::Server);
+        let tls = orlop_pki::tls::server_config(&ca.pair().crt, &serving.crt, serving.key.expose());
+        let tls = tls.unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+        let runtime = runtime.unwrap();
+        let listener =
+            runtime.block_on(orlop_rpc::tls::listen("127.0.0.1:0".parse().unwrap())).unwrap();
+        let endpoint = listener.local_addr().unwrap().to_string();
+        let (_, tls) = tokio::sync::watch::channel(tls);
+        let incoming = orlop_rpc::tls::incoming(listener, tls);
+        let server = orlop_rpc::server().add_service(MachineServiceServer::new(Fake));
+        runtime.spawn(server.serve_with_incoming(incoming));
+        let node = Self { home: Home::new(), endpoint, ca, _runtime: runtime };
+        node.write_context(&node.ca, &node.ca);
+        node
+    }
+
+    /// Makes a context that trusts `trusted` and shows a certificate of `issuer`.
+    fn write_context(&self, trusted: &Authority, issuer: &Authority) {
+        let client = issue(issuer, Usage::Client);
+        let context = Context {
+            endpoints: vec![self.endpoint.clone()],
+            nodes: vec![],
+            ca: trusted.pair().crt.clone(),
+            crt: client.crt,
+            key: client.key,
+        };
+        let contexts = [("trial".to_owned(), context)].into();
+        let configuration = Configuration { context: "trial".to_owned(), contexts };
+        configuration.write(&self.home.path("talosconfig")).unwrap();
+    }
+
+    fn run(&self, args: &[&str]) -> Ran {
+        self.home.run(&[&["--talosconfig", "talosconfig"], args].concat())
+    }
+}
+
+fn authority() -> Authority {
+    let lifetime = std::time::Duration::from_secs(3600);
+    Authority::generate("talos", KeyKind::Ed25519, lifetime, SystemTime::now()).unwrap()
+}
+
+fn issue(ca: &Authority, usage: Usage) -> orlop_pki::Pair {
+    let leaf = Leaf {
+        common_name: "test".to_owned(),
+        organizations: vec!["os:admin".to_owned()],
+        usage,
+        dns: vec![],
+        ips: vec!["127.0.0.1".parse().unwrap()],
+        lifetime: std::time::Duration::from_secs(3600),
+    };
+    ca.issue(&leaf, SystemTime::now()).unwrap()
+}
+
+/// Answers as an apid does: a message for each of `nodes`, an error for the one that is dead.
+struct Fake;
+
+fn each<T>(asked: &MetadataMap, make: impl Fn(Option<Metadata>) -> T) -> Vec<T> {
+    let nodes: Vec<_> = asked.get_all("nodes").iter().map(|node| node.to_str().unwrap()).collect();
+    if nodes.is_empty() {
+        return vec![make(None)];
+    }
+    let metadata = |&node: &&str| {
+        let hostname = node.to_owned();
+        let message = "no route to host".to_owned();
+        let status = rpc::Status { code: Code::Unavailable.into(), message, details: vec![] };
+        let error = format!("rpc error: code = Unavailable desc = {}", status.message);
+        match node {
+            DEAD => Metadata { hostname, error, status: Some(status) },
+            _ => Metadata { hostname, ..Metadata::default() },
+        }
+    };
+    nodes.iter().map(|node| make(Some(metadata(node)))).collect()
+}
+
+fn alive(metadata: Option<&Metadata>) -> bool {
+    metadata.is_none_or(|metadata| metadata.status.is_none())
+}
+
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl MachineService for Fake {
+    async fn memory(&self, request: Request<()>) -> Result<Response<MemoryResponse>, Status> {
+        let info = MemInfo { memtotal: 2_033_764, memfree: 1_650_000, ..MemInfo::default() };
+        let memory = |metadata: Option<Metadata>| Memory {
+            meminfo: alive(metadata.as_ref()).then_some(info),
+            metadata,
+        };
+        Ok(Response::new(MemoryResponse { messages: each(request.metadata(), memory) }))
+    }
+
+    async fn version(&self, request: Request<()>) -> Result<Response<VersionResponse>, Status> {
+        let info = VersionInfo { tag: "v0.8.9".to_owned(), ..VersionInfo::default() };
+        let version =
+            |metadata| Version { metadata, version: Some(info.clone()), ..Version::default() };
+        Ok(Response::new(VersionResponse { messages: each(request.metadata(), version) }))
+    }
+
+    async fn service_list(
+        &self,
+        request: Request<()>,
+    ) -> Result<Response<ServiceListResponse>, Status> {
+        let service = ServiceInfo {
+            id: "apid".to_owned(),
+            state: "Running".to_owned(),
+            events: Some(ServiceEvents::default()),
+            health: Some(ServiceHealth { healthy: true, ..ServiceHealth::default() }),
+        };
+        let list = |metadata| ServiceList { metadata, services: vec![service.clone()] };
+        Ok(Response::new(ServiceListResponse { messages: each(request.metadata(), list) }))
+    }
+
+    async fn service_restart(
+        &self,
+        request: Request<ServiceRestartRequest>,
+    ) -> Result<Response<ServiceRestartResponse>, Status> {
+        let id = &request.get_ref().id;
+        if id != "apid" {
+            return Err(Status::unknown(format!("service {id:?} not defined")));
+        }
+        let resp = format!("Service {id:?} restarted");
+        let restart = |metadata| ServiceRestart { metadata, resp: resp.clone() };
+        Ok(Response::new(ServiceRestartResponse { messages: each(request.metadata(), restart) }))
+    }
+
+    async fn reboot(&self, request: Request<()>) -> Result<Response<RebootResponse>, Status> {
+        let reboot = |metadata| Reboot { metadata };
+        Ok(Response::new(RebootResponse { messages: each(request.metadata(), reboot) }))
+    }
+
+    async fn logs(&self, request: Request<LogsRequest>) -> Result<Response<Answers<Data>>, Status> {
+        let LogsRequest { namespace, id, tail_lines, .. } = request.get_ref();
+        assert_eq!(namespace, "system");
+        let text = format!("last {tail_lines} of {id}\nunfinished");
+        // Pieces of all nodes, interleaved and cut where no line ends.
+        let pieces = text.as_bytes().chunks(4).flat_map(|piece| {
+            each(request.metadata(), |metadata| Data { metadata, bytes: piece.to_vec() })
+        });
+        let mut told = false;
+        let pieces = pieces.filter(|data| {
+            let dead = !alive(data.metadata.as_ref());
+            !(dead && std::mem::replace(&mut told, true))
+        });
+        let pieces: Vec<_> = pieces.map(Ok).collect();
+        Ok(Response::new(Box::pin(tokio_stream::iter(pieces))))
+    }
+
+    async fn dmesg(
+        &self,
+        request: Request<DmesgRequest>,
+    ) -> Result<Response<Answers<Data>>, Status> {
+        assert!(request.get_ref().follow);
+        let bytes = b"kern:    info: [2025-11-21T05:34:00Z]: hello\n".to_vec();
+        let record = tokio_stream::once(Ok(Data { metadata: None, bytes }));
+        Ok(Response::new(Box::pin(record.chain(tokio_stream::pending()))))
+    }
+
+    async fn events(
+        &self,
+        request: Request<EventsRequest>,
+    ) -> Result<Response<Answers<Event>>, Status> {
+        assert_eq!(request.get_ref().tail_events, 1);
+        let event = SequenceEvent { sequence: "boot".to_owned(), action: 2, error: None };
+        let type_url = "talos/runtime/machine.SequenceEvent".to_owned();
+        let data = prost_types::Any { type_url, value: event.encode_to_vec() };
+        let id = "cqe7tq5n2o8g02u8d4l0".to_owned();
+        let event = tokio_stream::once(Ok(Event { metadata: None, data: Some(data), id }));
+        Ok(Response::new(Box::pin(event.chain(tokio_stream::pending()))))
+    }
+}

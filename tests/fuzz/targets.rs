@@ -1,0 +1,138 @@
+//! One function for each format of bytes that come from outside: it must take anything and return.
+//!
+//! Compiled twice: into the libFuzzer targets (`fuzz_targets/`, `make fuzz` with a nightly compiler)
+//! and into `tests/fuzz.rs`, which needs none.
+
+use orlop_netlink::datagram::{self, UdpChecksum};
+use orlop_networkd::wire::Reply;
+
+/// A format: its name, its function, and bytes that are close to sound to start from.
+pub type Target = (&'static str, fn(&[u8]), &'static [&'static [u8]]);
+
+/// All of them.
+pub static TARGETS: &[Target] = &[
+    ("kernel_arguments", kernel_arguments, &[ARGUMENTS, STATIC_ADDRESS]),
+    (
+        "machine_configuration",
+        machine_configuration,
+        &[MACHINE, b"---\nkind: X\nversion: v1\nspec: {}\n"],
+    ),
+    (
+        "network_section",
+        network_section,
+        &[b"interfaces: [{interface: eth0, mtu: 1500, dhcp: true}]\n"],
+    ),
+    ("client_configuration", client_configuration, &[CLIENT]),
+    ("pem_certificates", pem_certificates, &[CERTIFICATE]),
+    ("pem_private_key", pem_private_key, &[KEY]),
+    ("udp_in_a_packet", udp_in_a_packet, &[PACKET]),
+    ("dhcp_reply", dhcp_reply, &[&DHCP_ACK]),
+    ("volume_label", volume_label, &[&ISO]),
+    ("grpc_path", grpc_path, &[b"/machine.MachineService/Memory"]),
+    ("answer_to_merge", answer_to_merge, &[b"\x0a\x04\x12\x02ok"]),
+];
+
+pub fn kernel_arguments(bytes: &[u8]) {
+    let _ = orlop_config::cmdline::parse(&String::from_utf8_lossy(bytes));
+}
+
+pub fn machine_configuration(bytes: &[u8]) {
+    if let Err(problems) =
+        orlop_config::machine::parse("machine.yaml", &String::from_utf8_lossy(bytes))
+    {
+        assert!(!problems.to_string().is_empty(), "refused without a word");
+    }
+}
+
+pub fn network_section(bytes: &[u8]) {
+    let _ = orlop_config::machine::Network::parse(&String::from_utf8_lossy(bytes));
+}
+
+pub fn client_configuration(bytes: &[u8]) {
+    if let Ok(configuration) =
+        orlop_config::client::parse("talosconfig", &String::from_utf8_lossy(bytes))
+    {
+        let again = orlop_config::client::parse("talosconfig", &configuration.to_yaml());
+        assert!(
+            again.is_ok_and(|again| again == configuration),
+            "what is written reads differently"
+        );
+    }
+}
+
+pub fn pem_certificates(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    let _ = orlop_pki::encoding::certificates(&text);
+    let _ = orlop_pki::certificate::validity(&text);
+    let _ = orlop_pki::certificate::fingerprint(&text);
+    let _ = orlop_pki::certificate::organizations(bytes);
+}
+
+pub fn pem_private_key(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    let _ = orlop_pki::encoding::private_key(&text);
+    let _ = orlop_pki::Authority::from_pem(&text, &text);
+}
+
+pub fn udp_in_a_packet(bytes: &[u8]) {
+    for checksum in [UdpChecksum::Verify, UdpChecksum::NotReady] {
+        let _ = datagram::parse(bytes, checksum);
+    }
+}
+
+pub fn dhcp_reply(bytes: &[u8]) {
+    let _ = Reply::decode(bytes);
+}
+
+pub fn volume_label(bytes: &[u8]) {
+    let _ = orlop_machined::label::probe(bytes);
+}
+
+pub fn grpc_path(bytes: &[u8]) {
+    let _ = orlop_rpc::proxy::Method::parse(&String::from_utf8_lossy(bytes));
+}
+
+pub fn answer_to_merge(bytes: &[u8]) {
+    let mut merged = Vec::new();
+    if orlop_apid::merge::mark_answer(bytes, "10.0.0.2", &mut merged).is_ok() {
+        // A shorter length than it came with is possible, no mark is not.
+        assert!(
+            merged.windows(8).any(|window| window == b"10.0.0.2"),
+            "an answer without its mark"
+        );
+    }
+}
+
+const ARGUMENTS: &[u8] =
+    b"console=ttyS0 talos.platform=metal talos.config=http://10.0.2.2/c talos.hostname=n panic=10";
+const STATIC_ADDRESS: &[u8] = b"ip=10.0.0.2::10.0.0.1:255.255.255.0:node:eth0:off:1.1.1.1";
+const MACHINE: &[u8] = b"version: v1alpha1\n\
+    machine:\n  type: controlplane\n  network:\n    interfaces:\n      - interface: eth0\n        dhcp: true\n\
+    cluster:\n  controlPlane:\n    endpoint: https://10.0.0.1:6443\n";
+const CLIENT: &[u8] = b"context: a\ncontexts:\n  a:\n    endpoints: [10.0.0.1]\n    ca: \"\"\n    crt: \"\"\n    key: \"\"\n";
+const CERTIFICATE: &[u8] =
+    b"-----BEGIN CERTIFICATE-----\nMIIBODCB66ADAgECAhA=\n-----END CERTIFICATE-----\n";
+const KEY: &[u8] = b"-----BEGIN ED25519 PRIVATE KEY-----\n\
+    MC4CAQAwBQYDK2VwBCIEIDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAw\n\
+    -----END ED25519 PRIVATE KEY-----\n";
+const PACKET: &[u8] =
+    b"\x45\0\0\x20\0\0\0\0\x40\x11\0\0\x0a\0\x02\x02\x0a\0\x02\x0f\0\x43\0\x44\0\x0c\0\0abcd";
+/// A BOOTP reply with the options message type, lease time, mask and router (RFC 2131, RFC 2132).
+const DHCP_ACK: [u8; 264] = {
+    const OPTIONS: &[u8] = b"\x63\x82\x53\x63\x35\x01\x05\x33\x04\0\0\x0e\x10\x01\x04\xff\xff\xff\0\x03\x04\x0a\0\x02\x02\xff";
+    let mut message = [0; 264];
+    (message[0], message[1], message[2]) = (2, 1, 6);
+    let mut i = 0;
+    while i < OPTIONS.len() {
+        message[236 + i] = OPTIONS[i];
+        i += 1;
+    }
+    message
+};
+/// The primary volume descriptor of a disc, and its label.
+static ISO: [u8; 0x8800] = {
+    let mut disc = [0; 0x8800];
+    (disc[0x8000], disc[0x8001], disc[0x8002], disc[0x8003]) = (1, b'C', b'D', b'0');
+    (disc[0x8004], disc[0x8005], disc[0x8028], disc[0x8029]) = (b'0', b'1', b'a', b' ');
+    disc
+};

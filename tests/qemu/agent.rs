@@ -1,0 +1,160 @@
+//! The hand of the tests inside a guest. It is booted as `rdinit=`: it starts itself a second time in
+//! the background, becomes the real /init, and from then on serves one-line requests on the first
+//! virtio serial port: `kill NAME`, `pids NAME`, `orphan`, `state PID`.
+//!
+//! The node offers none of this, and its image has no such program.
+
+#![forbid(unsafe_code)]
+
+use std::fs::{self, File};
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, ExitCode, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
+
+use nix::mount::{MsFlags, mount};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// Survives the emptying of the initramfs, because it is made after it and lies in no one's way.
+const PROC: &str = "/agent.proc";
+const DEV: &str = "/agent.dev";
+const AGAIN: &str = "/agent.proc/self/exe";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().collect();
+    let result = match args.get(1).map(String::as_str) {
+        Some("serve") => serve(),
+        Some("orphan-parent") => orphan(),
+        Some("orphan") => {
+            // Lives a moment longer than its parent.
+            sleep(Duration::from_secs(1));
+            Ok(())
+        }
+        _ => become_init(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("agent: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn become_init() -> io::Result<()> {
+    Command::new("/agent").arg("serve").spawn()?;
+    Err(Command::new("/init").exec())
+}
+
+fn serve() -> io::Result<()> {
+    for (target, fstype) in [(PROC, "proc"), (DEV, "devtmpfs")] {
+        make_mount(target, fstype)?;
+    }
+    let port = loop {
+        match port()? {
+            Some(port) => break port,
+            None => sleep(Duration::from_millis(50)),
+        }
+    };
+    let mut requests = BufReader::new(&port);
+    loop {
+        let mut line = String::new();
+        // Nothing is read while nobody is at the other end.
+        if requests.read_line(&mut line)? == 0 {
+            sleep(Duration::from_millis(100));
+            continue;
+        }
+        let reply = answer(line.trim()).unwrap_or_else(|error| format!("error: {error}"));
+        (&port).write_all(format!("{reply}\n").as_bytes())?;
+    }
+}
+
+/// Starts a process and says which, for its parent to end right after.
+fn orphan() -> io::Result<()> {
+    // It must not hold the pipe open that its grandparent reads to the end.
+    let (stdin, stdout, stderr) = (nothing()?, nothing()?, nothing()?);
+    let child =
+        Command::new(AGAIN).arg("orphan").stdin(stdin).stdout(stdout).stderr(stderr).spawn()?;
+    println!("{}", child.id());
+    Ok(())
+}
+
+/// /dev/null: the one std would open is gone with the initramfs.
+fn nothing() -> io::Result<Stdio> {
+    Ok(File::options().read(true).write(true).open(format!("{DEV}/null"))?.into())
+}
+
+/// The first virtio serial port; its name begins with its number among the virtio devices.
+fn port() -> io::Result<Option<File>> {
+    for entry in fs::read_dir(DEV)? {
+        let entry = entry?;
+        if entry.file_name().as_encoded_bytes().starts_with(b"vport") {
+            return File::options().read(true).write(true).open(entry.path()).map(Some);
+        }
+    }
+    Ok(None)
+}
+
+fn make_mount(target: &str, fstype: &str) -> io::Result<()> {
+    // The initramfs is emptied while we start: a folder made a moment too early is gone again.
+    loop {
+        fs::create_dir_all(target)?;
+        match mount(Some(fstype), target, Some(fstype), MsFlags::empty(), None::<&str>) {
+            Err(nix::Error::ENOENT) => {}
+            result => return Ok(result?),
+        }
+    }
+}
+
+fn answer(request: &str) -> io::Result<String> {
+    match request.split_once(' ').unwrap_or((request, "")) {
+        ("ping", _) => Ok("pong".to_owned()),
+        ("pids", name) => Ok(join(&pids(name)?)),
+        ("kill", name) => {
+            let pids = pids(name)?;
+            for pid in &pids {
+                kill(Pid::from_raw(*pid), Signal::SIGKILL)?;
+            }
+            Ok(join(&pids))
+        }
+        ("orphan", _) => {
+            let parent = Command::new(AGAIN)
+                .arg("orphan-parent")
+                .stdin(nothing()?)
+                .stdout(Stdio::piped())
+                .stderr(nothing()?)
+                .output()?;
+            Ok(String::from_utf8_lossy(&parent.stdout).trim().to_owned())
+        }
+        ("state", pid) => match fs::read_to_string(format!("{PROC}/{pid}/stat")) {
+            Ok(stat) => {
+                let mut after_name = stat.rsplit(") ").next().unwrap_or_default().split(' ');
+                Ok(after_name.by_ref().take(2).collect::<Vec<_>>().join(" "))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok("gone".to_owned()),
+            Err(error) => Err(error),
+        },
+        _ => Err(io::Error::other("no such request")),
+    }
+}
+
+/// The processes whose first argument has the base name `name`.
+fn pids(name: &str) -> io::Result<Vec<i32>> {
+    let mut pids = Vec::new();
+    for entry in fs::read_dir(PROC)? {
+        let Ok(pid) = entry?.file_name().to_string_lossy().parse::<i32>() else { continue };
+        // It may have ended since.
+        let cmdline = fs::read(format!("{PROC}/{pid}/cmdline")).unwrap_or_default();
+        let first = cmdline.split(|byte| *byte == 0).next().unwrap_or_default();
+        if first.rsplit(|byte| *byte == b'/').next() == Some(name.as_bytes()) {
+            pids.push(pid);
+        }
+    }
+    Ok(pids)
+}
+
+fn join(pids: &[i32]) -> String {
+    pids.iter().map(i32::to_string).collect::<Vec<_>>().join(" ")
+}

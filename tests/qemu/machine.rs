@@ -1,0 +1,303 @@
+//! A virtual machine: described by a [`Boot`], running as a [`Machine`].
+
+use std::fs::File;
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use tempfile::TempDir;
+
+use crate::accel::Accel;
+use crate::agent_link::{self, Agent};
+use crate::console::Console;
+
+/// A port of 127.0.0.1 that leads to a port of the guest.
+#[derive(Clone, Copy, Debug)]
+pub struct Forward {
+    /// On the host.
+    pub host: u16,
+    /// In the guest; 0.0.0.0 is the address user networking's DHCP gives.
+    pub guest: (Ipv4Addr, u16),
+}
+
+impl Forward {
+    /// From a port that is free now to `port` of the guest.
+    ///
+    /// # Errors
+    /// When the host has no free port.
+    pub fn from_free(port: u16) -> Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("find a free port")?;
+        Ok(Self { host: listener.local_addr()?.port(), guest: (Ipv4Addr::UNSPECIFIED, port) })
+    }
+}
+
+/// A machine to be started.
+#[derive(Debug)]
+pub struct Boot {
+    accel: Accel,
+    /// None where the firmware finds something to boot by itself.
+    kernel: Option<PathBuf>,
+    initrd: Option<PathBuf>,
+    arguments: Vec<String>,
+    networks: Vec<Vec<Forward>>,
+    drives: Vec<String>,
+    log: Option<PathBuf>,
+    agent: Option<PathBuf>,
+    no_reboot: bool,
+    complaints: Complaints,
+}
+
+/// What becomes of QEMU's own messages.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Complaints {
+    Shown,
+    Dropped,
+}
+
+impl Boot {
+    /// The node that was built: `out/vmlinuz`, `out/initramfs.img` and the command line of
+    /// `initramfs/cmdline`, with 2 processors, 2 GiB and no network card.
+    ///
+    /// # Errors
+    /// When one of them is not there.
+    pub fn node(accel: Accel) -> Result<Self> {
+        let mut boot = Self::kernel(accel)?.node_arguments()?;
+        boot.initrd = Some(existing(crate::out().join("initramfs.img"))?);
+        Ok(boot)
+    }
+
+    /// Adds the node's default kernel arguments, those of `initramfs/cmdline`.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn node_arguments(mut self) -> Result<Self> {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../initramfs/cmdline");
+        let arguments = std::fs::read_to_string(path).with_context(|| format!("read {path}"))?;
+        self.arguments.push(arguments.trim().to_owned());
+        Ok(self)
+    }
+
+    /// Our kernel alone, with no arguments.
+    ///
+    /// # Errors
+    /// When it was not built.
+    pub fn kernel(accel: Accel) -> Result<Self> {
+        Ok(Self {
+            accel,
+            kernel: Some(existing(crate::out().join("vmlinuz"))?),
+            ..Self::nothing(accel)
+        })
+    }
+
+    /// UEFI firmware and the disk that was built, `out/orlop.raw`, which brings kernel and arguments.
+    ///
+    /// # Errors
+    /// When the disk was not built or no firmware is installed.
+    pub fn uefi_disk(accel: Accel) -> Result<Self> {
+        let firmware = existing(PathBuf::from("/usr/share/OVMF/OVMF_CODE_4M.fd"))
+            .or_else(|_| existing(PathBuf::from("/usr/share/OVMF/OVMF_CODE.fd")))?;
+        let flash = format!("if=pflash,format=raw,readonly=on,file={}", firmware.display());
+        let disk = existing(crate::out().join("orlop.raw"))?;
+        Ok(Self { drives: vec![flash], ..Self::nothing(accel) }.scratch_disk(&disk))
+    }
+
+    fn nothing(accel: Accel) -> Self {
+        Self {
+            accel,
+            kernel: None,
+            initrd: None,
+            arguments: Vec::new(),
+            networks: Vec::new(),
+            drives: Vec::new(),
+            log: None,
+            agent: None,
+            no_reboot: false,
+            complaints: Complaints::Shown,
+        }
+    }
+
+    /// Adds to the kernel's command line.
+    #[must_use]
+    pub fn argument(mut self, argument: impl Into<String>) -> Self {
+        self.arguments.push(argument.into());
+        self
+    }
+
+    /// Adds a network card: the first is `eth0` on 10.0.2.0/24, the next `eth1` on 10.0.3.0/24, and so
+    /// on. The host is .2 of each.
+    #[must_use]
+    pub fn network(mut self, forwards: &[Forward]) -> Self {
+        self.networks.push(forwards.to_vec());
+        self
+    }
+
+    /// Adds a read-only disk.
+    #[must_use]
+    pub fn disk(mut self, image: &Path) -> Self {
+        self.drives.push(format!("file={},if=virtio,format=raw,readonly=on", image.display()));
+        self
+    }
+
+    /// Adds a disk the guest writes to; what it writes is thrown away.
+    #[must_use]
+    pub fn scratch_disk(mut self, image: &Path) -> Self {
+        self.drives.push(format!("file={},if=virtio,format=raw,snapshot=on", image.display()));
+        self
+    }
+
+    /// Puts a disc into a CD-ROM drive.
+    #[must_use]
+    pub fn disc(mut self, image: &Path) -> Self {
+        self.drives.push(format!("file={},media=cdrom,format=raw,readonly=on", image.display()));
+        self
+    }
+
+    /// Copies the console to `path`.
+    #[must_use]
+    pub fn log(mut self, path: PathBuf) -> Self {
+        self.log = Some(path);
+        self
+    }
+
+    /// Boots through `program` (the `agent` of this crate), which stays behind for [`Machine::agent`].
+    #[must_use]
+    pub fn agent(mut self, program: &Path) -> Self {
+        self.agent = Some(program.to_owned());
+        self
+    }
+
+    /// A reboot of the guest ends the machine instead.
+    #[must_use]
+    pub fn no_reboot(mut self) -> Self {
+        self.no_reboot = true;
+        self
+    }
+
+    pub(crate) fn complaints(mut self, complaints: Complaints) -> Self {
+        self.complaints = complaints;
+        self
+    }
+
+    /// Starts it. Call this on the program's main thread: the machine dies with the thread it was
+    /// started on, so that nothing outlives a test run that was killed.
+    ///
+    /// # Errors
+    /// When QEMU, or a file it needs, is not there.
+    pub fn start(mut self) -> Result<Machine> {
+        let scratch = tempfile::tempdir().context("make a temporary folder")?;
+        let agent = scratch.path().join("agent.sock");
+        if let Some(program) = &self.agent {
+            let real = self.initrd.as_deref().context("an agent needs an initramfs")?;
+            self.initrd = Some(agent_link::initrd(program, real, scratch.path())?);
+            self.arguments.push(format!("rdinit={}", agent_link::PATH));
+        }
+        let log = match &self.log {
+            Some(path) => {
+                Some(File::create(path).with_context(|| format!("create {}", path.display()))?)
+            }
+            None => None,
+        };
+        let mut command = Command::new("setpriv");
+        command.args([
+            "--pdeathsig",
+            "KILL",
+            "qemu-system-x86_64",
+            "-nodefaults",
+            "-no-user-config",
+        ]);
+        command.args(["-display", "none", "-machine", "q35", "-m", "2048", "-smp", "2"]);
+        command.args(self.accel.arguments());
+        command.args(["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]);
+        command.args(["-device", "virtio-rng-pci"]);
+        if let Some(kernel) = &self.kernel {
+            command.arg("-kernel").arg(kernel).arg("-append").arg(self.arguments.join(" "));
+        }
+        if let Some(initrd) = &self.initrd {
+            command.arg("-initrd").arg(initrd);
+        }
+        for (i, forwards) in self.networks.iter().enumerate() {
+            let mut network = format!("user,id=net{i},net=10.0.{}.0/24", i + 2);
+            for Forward { host, guest: (address, port) } in forwards {
+                let address =
+                    if address.is_unspecified() { String::new() } else { address.to_string() };
+                network += &format!(",hostfwd=tcp:127.0.0.1:{host}-{address}:{port}");
+            }
+            command.args(["-netdev", &network]);
+            command.args(["-device", &format!("virtio-net-pci,netdev=net{i},romfile=")]);
+        }
+        for drive in &self.drives {
+            command.args(["-drive", drive]);
+        }
+        if self.agent.is_some() {
+            let socket = format!("socket,id=agent,path={},server=on,wait=off", agent.display());
+            command.args(["-chardev", &socket, "-device", "virtio-serial-pci"]);
+            command.args(["-device", "virtserialport,chardev=agent,name=agent"]);
+        }
+        if self.no_reboot {
+            command.arg("-no-reboot");
+        }
+        // A group of its own: Ctrl-C is for us, not for QEMU, which would stop at once.
+        command
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit());
+        let mut qemu = command.spawn().context("start qemu-system-x86_64 by setpriv")?;
+        let output = qemu.stdout.take().context("QEMU has no output")?;
+        Ok(Machine { console: Console::follow(output, log), qemu, agent, _scratch: scratch })
+    }
+}
+
+/// A running machine; dropping it pulls the plug.
+#[derive(Debug)]
+pub struct Machine {
+    console: Console,
+    qemu: Child,
+    agent: PathBuf,
+    _scratch: TempDir,
+}
+
+impl Machine {
+    /// What it says.
+    #[must_use]
+    pub fn console(&self) -> &Console {
+        &self.console
+    }
+
+    /// The hand inside; only a machine that was started with one has it.
+    ///
+    /// # Errors
+    /// When it does not answer within 30 s.
+    pub fn agent(&self) -> Result<Agent> {
+        Agent::connect(&self.agent)
+    }
+
+    /// Waits until it has switched itself off.
+    ///
+    /// # Errors
+    /// When it has not within `limit`, with the last 50 lines of the console.
+    pub fn wait_off(&mut self, limit: Duration) -> Result<ExitStatus> {
+        if !self.console.wait_for_end(limit) {
+            bail!("still on after {} s\n{}", limit.as_secs(), self.console.tail());
+        }
+        self.qemu.wait().context("wait for QEMU")
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.qemu.kill();
+        let _ = self.qemu.wait();
+    }
+}
+
+fn existing(path: PathBuf) -> Result<PathBuf> {
+    if !path.exists() {
+        bail!("{} is not there; make image builds it", path.display());
+    }
+    Ok(path)
+}

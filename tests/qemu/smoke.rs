@@ -1,0 +1,486 @@
+//! What must hold on a machine that really boots: the promises of the node, one named check each.
+//!
+//! A boot takes long where the guest's instructions are translated, so checks of the same machine
+//! share one: it is started by the first of them and ends when a check of another machine runs. The
+//! checks run one after the other, in the order below; each can also be run alone (`make qemu
+//! TEST=reboot`).
+
+use std::collections::HashMap;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::process::{ExitCode, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use libtest_mimic::{Arguments, Failed, Trial};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use orlop_qemu::accel::Accel;
+use orlop_qemu::serve::Server;
+use orlop_qemu::{Boot, Cluster, Forward, Machine, Mark, Operator, READY, Row, said, volume};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName};
+use tempfile::TempDir;
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // Machines die with the thread that started them: the main one.
+    arguments.test_threads = Some(1);
+    let world = Arc::new(Mutex::new(World::default()));
+    let checks = CHECKS.iter().map(|(name, kind, check)| {
+        let world = Arc::clone(&world);
+        Trial::test(*name, move || {
+            let mut world = world.lock().unwrap_or_else(PoisonError::into_inner);
+            let result = world.node(*kind).and_then(check);
+            result.map_err(|error| Failed::from(format!("{error:#}")))
+        })
+    });
+    libtest_mimic::run(&arguments, checks.collect()).exit_code()
+}
+
+/// A promise: its name, the machine it is checked on, the check.
+type Check = (&'static str, Kind, fn(&mut Node) -> Result<()>);
+
+const CHECKS: &[Check] = &[
+    ("boots_to_ready_with_every_service_healthy", Kind::Plain, boots_to_ready),
+    ("shows_its_memory_over_mutual_tls", Kind::Plain, shows_memory),
+    ("refuses_a_client_without_a_certificate", Kind::Plain, refuses_no_certificate),
+    ("refuses_a_certificate_of_another_ca", Kind::Plain, refuses_another_ca),
+    ("says_on_the_console_which_hardening_holds", Kind::Plain, says_hardening),
+    ("runs_its_daemons_as_containers_under_one_shim", Kind::Plain, runs_containers),
+    ("answers_every_command_of_the_command_line", Kind::Plain, answers_commands),
+    ("follows_a_log_until_the_client_goes", Kind::Plain, follows_log),
+    ("reaps_an_orphan", Kind::Plain, reaps_orphan),
+    ("brings_killed_services_back", Kind::Plain, brings_back_services),
+    (
+        "brings_a_killed_containerd_back_and_its_containers_live_on",
+        Kind::Plain,
+        brings_back_containerd,
+    ),
+    ("restarts_a_service_when_asked_and_stops_none", Kind::Plain, restarts_when_asked),
+    ("reboots_and_comes_back_with_the_same_identity", Kind::Plain, reboots),
+    ("shuts_down_and_powers_off", Kind::Plain, shuts_down),
+    ("takes_its_configuration_from_a_labelled_disc", Kind::Static, configured_from_disc),
+    ("leaves_an_ignored_interface_alone", Kind::Static, ignores_interface),
+    ("keeps_the_address_of_the_ip_argument", Kind::Static, keeps_static_address),
+    ("tells_the_line_and_column_of_a_broken_configuration", Kind::Broken, tells_broken_line),
+    ("does_not_reboot_over_a_broken_configuration", Kind::Broken, stays_up_when_broken),
+    ("boots_from_its_disk_under_uefi", Kind::Disk, boots_from_disk),
+];
+
+/// A kind of machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Kind {
+    /// One network card with DHCP; the configuration comes over HTTP; an agent is inside.
+    Plain,
+    /// Two cards: eth0 ignored, eth1 with the address of `ip=`; the configuration is on a disc.
+    Static,
+    /// A configuration with a mistake, on a FAT disk.
+    Broken,
+    /// The disk image alone, under UEFI; it has no configuration.
+    Disk,
+}
+
+/// The machine that runs now, and why others do not.
+#[derive(Default)]
+struct World {
+    current: Option<(Kind, Node)>,
+    failed: HashMap<Kind, String>,
+}
+
+impl World {
+    /// The machine of this kind, booted unless it runs already.
+    fn node(&mut self, kind: Kind) -> Result<&mut Node> {
+        if let Some(why) = self.failed.get(&kind) {
+            bail!("the machine of this check did not boot: {why}");
+        }
+        if self.current.as_ref().is_none_or(|(is, node)| *is != kind || node.off) {
+            self.current = None;
+            match Node::boot(kind) {
+                Ok(node) => self.current = Some((kind, node)),
+                Err(error) => {
+                    self.failed.insert(kind, "see the first check of its kind".to_owned());
+                    return Err(error);
+                }
+            }
+        }
+        self.current.as_mut().map(|(_, node)| node).context("booted above")
+    }
+}
+
+/// A machine with what it was booted from.
+struct Node {
+    machine: Machine,
+    operator: Operator,
+    cluster: Cluster,
+    port: u16,
+    /// The configuration it was given, when it was changed.
+    broken_at: Option<usize>,
+    off: bool,
+    folder: TempDir,
+}
+
+impl Node {
+    fn boot(kind: Kind) -> Result<Self> {
+        let accel = Accel::from_environment()?;
+        let folder = tempfile::tempdir()?;
+        let cluster = Cluster::in_folder(folder.path())?;
+        let mut forward = Forward::from_free(50000)?;
+        let mut broken_at = None;
+        let boot = match kind {
+            Kind::Disk => Boot::uefi_disk(accel)?,
+            Kind::Plain => {
+                let server = Server::of("machine.yaml", cluster.controlplane()?)?;
+                Boot::node(accel)?
+                    .argument(format!("talos.config={}", server.url()))
+                    .argument("talos.hostname=smoke")
+                    .network(&[forward])
+                    .agent(env!("CARGO_BIN_EXE_agent").as_ref())
+            }
+            Kind::Static => {
+                let [a, b, c, d] = STATIC_ADDRESS;
+                forward.guest.0 = STATIC_ADDRESS.into();
+                Boot::node(accel)?
+                    .argument("talos.config=metal-iso")
+                    .argument("talos.network.interface.ignore=eth0")
+                    .argument(format!("ip={a}.{b}.{c}.{d}::10.0.3.2:255.255.255.0:static:eth1:off"))
+                    .network(&[])
+                    .network(&[forward])
+                    .disc(&volume::iso(folder.path(), &cluster.controlplane()?)?)
+            }
+            Kind::Broken => {
+                let (text, line) = broken(&cluster.controlplane()?)?;
+                broken_at = Some(line);
+                Boot::node(accel)?
+                    .argument("talos.config=metal-iso")
+                    .network(&[forward])
+                    .disk(&volume::fat(folder.path(), &text)?)
+            }
+        };
+        let machine = boot.start()?;
+        let booted = match kind {
+            Kind::Plain | Kind::Static => READY,
+            Kind::Broken => &said("machined", "the node does not boot"),
+            Kind::Disk => &said("init", "started"),
+        };
+        machine.console().wait(booted, BOOT_LIMIT)?;
+        let operator = Operator::new(&cluster, forward.host);
+        Ok(Self { machine, operator, cluster, port: forward.host, broken_at, off: false, folder })
+    }
+
+    /// Asks for the services until all are healthy; their rows.
+    fn healthy(&self, limit: Duration) -> Result<Vec<Row>> {
+        until(limit, || {
+            let services = self.operator.rows(&["services"])?;
+            let ill = services.iter().find(|row| !healthy(row));
+            ensure!(services.len() >= SERVICES.len(), "only {} services", services.len());
+            ensure!(ill.is_none(), "not healthy: {ill:?}");
+            Ok(services)
+        })
+        .with_context(|| self.machine.console().tail())
+    }
+}
+
+fn boots_to_ready(node: &mut Node) -> Result<()> {
+    let services = node.healthy(SOON)?;
+    for wanted in SERVICES {
+        ensure!(services.iter().any(|row| row.text("service") == wanted), "no service {wanted}");
+    }
+    Ok(())
+}
+
+fn shows_memory(node: &mut Node) -> Result<()> {
+    let text = node.operator.run(&["memory"])?;
+    let headings: Vec<_> = text.lines().next().unwrap_or_default().split_whitespace().collect();
+    let wanted = ["NODE", "TOTAL", "USED", "FREE", "SHARED", "BUFFERS", "CACHE", "AVAILABLE"];
+    ensure!(headings == wanted, "headings: {headings:?}");
+    let rows = node.operator.rows(&["memory"])?;
+    let [row] = rows.as_slice() else { bail!("one node, {} rows", rows.len()) };
+    ensure!(row.text("node") == format!("127.0.0.1:{}", node.port), "{row:?}");
+    let total = row.number("total_bytes");
+    ensure!((1_600 << 20..=2_048 << 20).contains(&total), "a machine of 2 GiB has {total} bytes");
+    ensure!((1..total).contains(&row.number("used_bytes")), "{row:?}");
+    Ok(())
+}
+
+/// Spoken to directly: the command line would not even try.
+fn refuses_no_certificate(node: &mut Node) -> Result<()> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(&node.cluster.ca()?)?)?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let mut session =
+        rustls::ClientConnection::new(Arc::new(config), ServerName::try_from("127.0.0.1")?)?;
+    let mut socket = TcpStream::connect(("127.0.0.1", node.port))?;
+    socket.set_read_timeout(Some(SOON))?;
+    let mut stream = rustls::Stream::new(&mut session, &mut socket);
+    // In TLS 1.3 the server's refusal is the answer to the first bytes.
+    let answer = stream
+        .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        .and_then(|()| stream.read(&mut [0; 64]));
+    match answer {
+        Err(error) if error.to_string().contains("CertificateRequired") => Ok(()),
+        other => bail!("instead of asking for a certificate: {other:?}"),
+    }
+}
+
+fn refuses_another_ca(node: &mut Node) -> Result<()> {
+    let (theirs, mixed) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    let other = Cluster::in_folder(theirs.path())?;
+    let mixed = node.cluster.with_certificate_of(&other, mixed.path())?;
+    let stranger = Operator::new(&mixed, node.port);
+    let said = stranger.refused(&["memory"])?;
+    ensure!(!said.trim().is_empty(), "refused without a word");
+    // The same call with the right certificate passes.
+    node.operator.run(&["memory"]).map(|_| ())
+}
+
+fn says_hardening(node: &mut Node) -> Result<()> {
+    for line in
+        ["hardening kernel arguments hold", "hardening sysctls hold", "required sysctls hold"]
+    {
+        node.machine.console().wait(&said("machined", line), SOON)?;
+    }
+    Ok(())
+}
+
+fn runs_containers(node: &mut Node) -> Result<()> {
+    let containers = node.operator.rows(&["containers"])?;
+    for id in CONTAINERS {
+        let row = containers.iter().find(|row| row.text("id") == id);
+        let row = row.with_context(|| format!("no container {id} among {containers:?}"))?;
+        ensure!(row.text("namespace") == "system" && row.text("status") == "RUNNING", "{row:?}");
+    }
+    let shims = node.machine.agent()?.pids("containerd-shim-runc-v2")?;
+    ensure!(shims.len() == 1, "{} shims", shims.len());
+    Ok(())
+}
+
+fn answers_commands(node: &mut Node) -> Result<()> {
+    let run = |args: &[&str], wanted: &str| {
+        let text = node.operator.run(args)?;
+        ensure!(text.contains(wanted), "{args:?} does not say {wanted:?}:\n{text}");
+        Ok(())
+    };
+    run(&["version"], "Tag:")?;
+    run(&["services"], "SERVICE")?;
+    run(&["service", "apid"], "Health check successful")?;
+    run(&["processes"], "/bin/containerd")?;
+    run(&["mounts"], "/dev/loop0")?;
+    run(&["stats"], "apid")?;
+    run(&["logs", "apid"], "listening")?;
+    run(&["dmesg"], "Linux version")?;
+    run(&["interfaces"], "eth0")?;
+    run(&["routes"], "10.0.2.2")?;
+    let nodes = node.operator.run(&["-n", "127.0.0.1,10.0.2.15", "version"])?;
+    ensure!(nodes.contains("10.0.2.15"), "two nodes asked through one endpoint:\n{nodes}");
+    Ok(())
+}
+
+fn follows_log(node: &mut Node) -> Result<()> {
+    use std::io::BufRead as _;
+    let mut follower = node.operator.command(60, &["dmesg", "--follow"]);
+    let mut follower = follower.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+    let output = follower.stdout.take().context("no output")?;
+    let mut lines = std::io::BufReader::new(output).lines();
+    let first = lines.next();
+    let still_there = follower.try_wait()?.is_none();
+    // `timeout`, which runs it, passes this on.
+    kill(Pid::from_raw(follower.id().try_into()?), Signal::SIGTERM)?;
+    follower.wait()?;
+    let first = first.context("not a line")??;
+    ensure!(first.contains("Linux version"), "{first}");
+    ensure!(still_there, "ended by itself");
+    node.operator.run(&["memory"]).map(|_| ())
+}
+
+fn reaps_orphan(node: &mut Node) -> Result<()> {
+    let mut agent = node.machine.agent()?;
+    let orphan = agent.orphan()?;
+    let state = agent.state(orphan)?;
+    ensure!(state.ends_with(" 1"), "PID 1 has not adopted {orphan}: {state}");
+    until(SOON, || {
+        let state = agent.state(orphan)?;
+        ensure!(state == "gone", "{orphan} is left as {state}");
+        Ok(())
+    })
+}
+
+fn brings_back_services(node: &mut Node) -> Result<()> {
+    let mut agent = node.machine.agent()?;
+    let mut killed = HashMap::new();
+    for id in CONTAINERS {
+        killed.insert(id, agent.kill(id)?);
+    }
+    until(RECOVERY, || {
+        for (id, old) in &killed {
+            let now = agent.pids(id)?;
+            ensure!(now.iter().any(|pid| !old.contains(pid)), "{id} is not back: {now:?}");
+        }
+        Ok(())
+    })?;
+    node.healthy(RECOVERY).map(|_| ())
+}
+
+fn brings_back_containerd(node: &mut Node) -> Result<()> {
+    let mut agent = node.machine.agent()?;
+    let apid = agent.pids("apid")?;
+    let old = agent.kill("containerd")?;
+    until(RECOVERY, || {
+        let now = agent.pids("containerd")?;
+        ensure!(now.iter().any(|pid| !old.contains(pid)), "containerd is not back: {now:?}");
+        Ok(())
+    })?;
+    node.healthy(RECOVERY)?;
+    let after = agent.pids("apid")?;
+    ensure!(after == apid, "apid was {apid:?} and is {after:?}");
+    Ok(())
+}
+
+fn restarts_when_asked(node: &mut Node) -> Result<()> {
+    let mut agent = node.machine.agent()?;
+    let old = agent.pids("networkd")?;
+    node.operator.run(&["service", "networkd", "restart"])?;
+    until(RECOVERY, || {
+        let now = agent.pids("networkd")?;
+        ensure!(now.iter().any(|pid| !old.contains(pid)), "networkd is not back: {now:?}");
+        Ok(())
+    })?;
+    node.healthy(RECOVERY)?;
+    let refused = node.operator.refused(&["service", "apid", "stop"])?;
+    ensure!(refused.contains("doesn't support stop operation via API"), "{refused}");
+    Ok(())
+}
+
+fn reboots(node: &mut Node) -> Result<()> {
+    let identity = |operator: &Operator| -> Result<String> {
+        let version = operator.run(&["version"])?;
+        let interfaces = operator.rows(&["interfaces"])?;
+        let mac = interfaces
+            .iter()
+            .find(|row| row.text("name") == "eth0")
+            .map(|row| row.text("mac").to_owned());
+        Ok(format!("{version}{mac:?}"))
+    };
+    let before = identity(&node.operator)?;
+    let mark: Mark = node.machine.console().mark();
+    node.operator.run(&["reboot"])?;
+    node.machine.console().wait_after(mark, &said("machined", "rebooting now"), SHUTDOWN_LIMIT)?;
+    node.machine.console().wait_after(mark, "init: started", BOOT_LIMIT)?;
+    node.machine.console().wait_after(mark, READY, BOOT_LIMIT)?;
+    // The same authority on both sides: the old client configuration is still good.
+    let after = identity(&node.operator)?;
+    ensure!(before == after, "before: {before}\nafter: {after}");
+    Ok(())
+}
+
+fn shuts_down(node: &mut Node) -> Result<()> {
+    let mark = node.machine.console().mark();
+    node.operator.run(&["shutdown"])?;
+    let status = node.machine.wait_off(SHUTDOWN_LIMIT)?;
+    node.off = true;
+    ensure!(status.success(), "QEMU ended with {status}");
+    node.machine.console().wait_after(mark, &said("machined", "powering off now"), SOON)?;
+    Ok(())
+}
+
+fn configured_from_disc(node: &mut Node) -> Result<()> {
+    node.machine.console().wait("machine configuration accepted.*metal-iso", SOON)?;
+    node.healthy(SOON).map(|_| ())
+}
+
+fn ignores_interface(node: &mut Node) -> Result<()> {
+    let addresses = addresses(node, "eth0")?;
+    ensure!(addresses.iter().all(String::is_empty), "eth0 has {addresses:?}");
+    Ok(())
+}
+
+fn keeps_static_address(node: &mut Node) -> Result<()> {
+    let [a, b, c, d] = STATIC_ADDRESS;
+    let addresses = addresses(node, "eth1")?;
+    let wanted = format!("{a}.{b}.{c}.{d}/24");
+    ensure!(addresses.contains(&wanted), "eth1 has {addresses:?}, not {wanted}");
+    ensure!(
+        !addresses.iter().any(|address| address.starts_with("10.0.3.15")),
+        "DHCP as well: {addresses:?}"
+    );
+    let routes = node.operator.run(&["routes"])?;
+    ensure!(routes.contains("10.0.3.2"), "no default route:\n{routes}");
+    Ok(())
+}
+
+fn tells_broken_line(node: &mut Node) -> Result<()> {
+    let line = node.broken_at.context("its configuration is not broken")?;
+    let wanted = format!(
+        r"(?:machined: |\[machined\] )config\.yaml:{line}:\d+: machine\.network\.interfaces\[0\]\.mtu: .*70000.*65535"
+    );
+    node.machine.console().wait(&wanted, SOON).map(|_| ())
+}
+
+fn stays_up_when_broken(node: &mut Node) -> Result<()> {
+    let reboot = "rebooting|reboot:|init: started";
+    node.machine.console().wait(&said("machined", "waiting for a person"), SOON)?;
+    let mark = node.machine.console().mark();
+    node.machine.console().stays_silent(mark, reboot, LONGER_THAN_A_REBOOT_DELAY)?;
+    ensure!(node.folder.path().exists());
+    Ok(())
+}
+
+fn boots_from_disk(node: &mut Node) -> Result<()> {
+    // Its command line comes with it: without the required arguments machined would say so.
+    node.machine
+        .console()
+        .wait(&said("machined", "hardening kernel arguments hold"), SOON)
+        .map(|_| ())
+}
+
+/// The configuration with an MTU no link can have, and the number of its line.
+fn broken(text: &str) -> Result<(String, usize)> {
+    let mut document: serde_yaml::Value = serde_yaml::from_str(text)?;
+    document["machine"]["network"] =
+        serde_yaml::from_str("{interfaces: [{interface: eth0, mtu: 70000}]}")?;
+    let text = serde_yaml::to_string(&document)?;
+    let line = text
+        .lines()
+        .position(|line| line.contains("mtu: 70000"))
+        .context("the mistake is not there")?;
+    Ok((text, line + 1))
+}
+
+fn addresses(node: &Node, name: &str) -> Result<Vec<String>> {
+    let rows = node.operator.rows(&["interfaces"])?;
+    let of: Vec<_> = rows.iter().filter(|row| row.text("name") == name).collect();
+    ensure!(!of.is_empty(), "no interface {name}: {rows:?}");
+    Ok(of.iter().map(|row| row.text("address").to_owned()).collect())
+}
+
+fn healthy(row: &Row) -> bool {
+    row.text("state") == "Running" && matches!(row.text("health"), "OK" | "?")
+}
+
+/// Tries again until it passes; after `limit`, its last failure. Each try is a question to the guest,
+/// which takes its time.
+fn until<T>(limit: Duration, mut check: impl FnMut() -> Result<T>) -> Result<T> {
+    let deadline = Instant::now() + limit;
+    loop {
+        match check() {
+            Err(_) if Instant::now() < deadline => {}
+            result => return result,
+        }
+    }
+}
+
+const SERVICES: [&str; 5] = ["machined", "containerd", "networkd", "routerd", "apid"];
+const CONTAINERS: [&str; 3] = ["networkd", "routerd", "apid"];
+const STATIC_ADDRESS: [u8; 4] = [10, 0, 3, 77];
+const BOOT_LIMIT: Duration = Duration::from_secs(240);
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(90);
+const RECOVERY: Duration = Duration::from_secs(90);
+const SOON: Duration = Duration::from_secs(15);
+/// machined waits 10 s before it reboots.
+const LONGER_THAN_A_REBOOT_DELAY: Duration = Duration::from_secs(20);
