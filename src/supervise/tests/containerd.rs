@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Write;
 use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -31,14 +32,19 @@ fn as_a_service() {
     runtime().block_on(async {
         let mut term =
             tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).unwrap();
-        eprintln!("{name}: hello, uid {}", nix::unistd::getuid());
+        say(&format!("{name}: hello, uid {}", nix::unistd::getuid()));
         let root: BTreeSet<_> =
             fs::read_dir("/").unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        eprintln!("{name}: root {root:?}, writable {}", fs::write("/x", "").is_ok());
+        say(&format!("{name}: root {root:?}, writable {}", fs::write("/x", "").is_ok()));
         term.recv().await;
-        eprintln!("{name}: bye");
+        say(&format!("{name}: bye"));
         std::process::exit(0);
     });
+}
+
+/// Writes a line with one write: the shim copies the two outputs into one FIFO piece by piece.
+fn say(line: &str) {
+    std::io::stderr().write_all(format!("{line}\n").as_bytes()).unwrap();
 }
 
 #[test]
