@@ -275,6 +275,8 @@ pub struct Status {
     pub health: Verdict,
     /// Its main process, while it runs in one of its own.
     pub pid: Option<u32>,
+    /// How often it was run again since it was loaded: after an end of its own, or when asked to.
+    pub restarts: u64,
     /// The last 64 entries, oldest first.
     pub history: Vec<Entry>,
 }
@@ -297,6 +299,7 @@ struct Service {
     health: Verdict,
     history: VecDeque<Entry>,
     backoff: Backoff,
+    restarts: u64,
     /// Told to stop by a shutdown.
     cancelled: bool,
 }
@@ -528,6 +531,7 @@ impl Service {
             health: Verdict { healthy: None, message: String::new(), changed: now.wall },
             history: VecDeque::new(),
             backoff: Backoff::new(RESTART_MIN, RESTART_MAX),
+            restarts: 0,
             cancelled: false,
         }
     }
@@ -572,6 +576,8 @@ impl Service {
     }
 
     fn begin(&mut self, context: &mut Context<'_>) {
+        // A restart that was asked for is counted where its stop has ended.
+        self.restarts += u64::from(matches!(self.phase, Phase::Resting { .. }));
         *context.runs += 1;
         let run = Run(*context.runs);
         self.phase = Phase::Waiting {
@@ -619,9 +625,10 @@ impl Service {
     fn ended(&mut self, context: &mut Context<'_>, outcome: &Outcome) {
         let stage = match &self.phase {
             Phase::Stopping { then, .. } => {
-                let then = *then;
+                let again = *then == Then::Begin && !context.terminating;
                 self.down(context, State::Finished, "Service finished successfully".to_owned());
-                if then == Then::Begin && !context.terminating {
+                if again {
+                    self.restarts += 1;
                     self.begin(context);
                 }
                 return;
@@ -811,6 +818,7 @@ impl Service {
             up: self.up(),
             health: self.health.clone(),
             pid,
+            restarts: self.restarts,
             history: self.history.iter().cloned().collect(),
         }
     }

@@ -156,6 +156,10 @@ impl World {
         self.machine.status(id).expect("loaded").state
     }
 
+    fn restarts(&self, id: &str) -> u64 {
+        self.machine.status(id).expect("loaded").restarts
+    }
+
     fn told(&self, id: &str) -> Vec<Step> {
         self.runs.get(id).map(|(_, told)| told.clone()).unwrap_or_default()
     }
@@ -274,6 +278,7 @@ fn restarts_back_off_to_five_seconds_and_recover() {
         world.pass(until - world.now.monotonic);
     }
     assert_eq!(waits, [250, 500, 1000, 2000, 4000, 5000]);
+    assert_eq!(world.restarts("a"), 6);
     (0..3).for_each(|_| world.proceed("a"));
     world.pass(STEADY);
     world.end("a", Outcome::Finished);
@@ -352,12 +357,14 @@ fn a_restart_waits_for_the_end_and_a_stop_in_between_wins() {
     assert_eq!(world.told("a").last(), Some(&Step::Terminate));
     world.end("a", Outcome::Finished);
     assert_eq!(world.told("a"), [Step::Begin, Step::Prepare]);
+    assert_eq!(world.restarts("a"), 1);
     (0..3).for_each(|_| world.proceed("a"));
     world.event("a", Event::Restart);
     world.event("a", Event::Stop);
     world.end("a", Outcome::Finished);
     assert_eq!(world.machine.is_down("a"), Some(true));
     world.event("a", Event::Restart);
+    assert_eq!(world.restarts("a"), 1, "a start is none");
     assert_eq!(world.told("a"), [Step::Begin, Step::Prepare], "a restart of one down is a start");
 }
 
