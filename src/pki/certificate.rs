@@ -34,10 +34,13 @@ pub fn validity(pem: &str) -> Result<(SystemTime, SystemTime), Error> {
 /// # Errors
 /// When there is no certificate, or it cannot be decoded.
 pub fn fingerprint(pem: &str) -> Result<String, Error> {
-    first(pem, |certificate| {
-        let digest = ring::digest::digest(&ring::digest::SHA256, certificate.public_key().raw);
-        STANDARD.encode(digest)
-    })
+    first(pem, fingerprint_of)
+}
+
+/// [`fingerprint`], of a decoded certificate.
+pub(crate) fn fingerprint_of(certificate: &X509Certificate<'_>) -> String {
+    let digest = ring::digest::digest(&ring::digest::SHA256, certificate.public_key().raw);
+    STANDARD.encode(digest)
 }
 
 /// The roles a peer's certificate (DER) grants: its organizations, blank ones left out.

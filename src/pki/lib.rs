@@ -3,7 +3,8 @@
 //! - [`Authority`] is a CA with its key: it makes itself or is read from PEM, and issues leaves
 //!   ([`Leaf`]) that are good for one thing, serving or being a client, never both.
 //! - [`certificate`] reads what others need of a certificate: expiry, roles, key fingerprint.
-//! - [`tls`] turns PEM into rustls configurations with mutual authentication.
+//! - [`tls`] turns PEM into rustls configurations with mutual authentication, [`stranger`] into those of
+//!   a node that nobody knows yet.
 //!
 //! The cryptography is ring's throughout, named explicitly; nothing is installed process-wide.
 //! The time is passed in where certificates are made; rustls reads the system clock when it
@@ -15,6 +16,7 @@ mod authority;
 pub mod certificate;
 pub mod encoding;
 mod secret;
+pub mod stranger;
 pub mod tls;
 
 pub use authority::{Authority, KeyKind, Leaf, Usage};

@@ -19,7 +19,7 @@ use rustls::{
 use crate::{Error, certificate, encoding};
 
 /// The one application protocol: gRPC's. Today's clients refuse a server that does not select it.
-const ALPN_H2: &[u8] = b"h2";
+pub(crate) const ALPN_H2: &[u8] = b"h2";
 
 /// A server that admits clients with a certificate of one of the authorities in `ca` only.
 ///
@@ -33,16 +33,21 @@ pub fn server_config(ca: &str, crt: &str, key: &str) -> Result<Arc<ServerConfig>
     let chain = WebPkiClientVerifier::builder_with_provider(roots(ca)?, Arc::clone(&provider))
         .build()
         .map_err(Error::Verifier)?;
-    let mut config = ServerConfig::builder_with_provider(provider)
+    let config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(Error::Tls)?
         .with_client_cert_verifier(Arc::new(ClientAuthNamed(chain)))
         .with_single_cert(encoding::certificates(crt)?, private_key(key)?)
         .map_err(Error::Tls)?;
+    Ok(finish_server(config))
+}
+
+/// What all our servers have in common: gRPC only, and no way around the handshake.
+pub(crate) fn finish_server(mut config: ServerConfig) -> Arc<ServerConfig> {
     config.alpn_protocols = vec![ALPN_H2.to_vec()];
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
-    Ok(Arc::new(config))
+    Arc::new(config)
 }
 
 /// A client that trusts the authorities in `ca` only, and shows `identity`, certificate and key in
@@ -70,7 +75,7 @@ pub fn client_config(ca: &str, identity: Option<(&str, &str)>) -> Result<Arc<Cli
     Ok(Arc::new(config))
 }
 
-fn provider() -> Arc<CryptoProvider> {
+pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
@@ -82,7 +87,7 @@ fn roots(ca: &str) -> Result<Arc<RootCertStore>, Error> {
     Ok(Arc::new(store))
 }
 
-fn private_key(pem: &str) -> Result<PrivateKeyDer<'static>, Error> {
+pub(crate) fn private_key(pem: &str) -> Result<PrivateKeyDer<'static>, Error> {
     Ok(PrivateKeyDer::Pkcs8(encoding::private_key(pem)?))
 }
 
