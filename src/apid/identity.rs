@@ -1,7 +1,8 @@
 //! Who this apid is: the files machined puts into one folder, read again when they change.
 //!
 //! `ca.crt` says whom we trust, `tls.crt` and `tls.key` who we are to our callers; `client.crt` and
-//! `client.key`, on control planes, who we are to other nodes. machined replaces them one by one, so
+//! `client.key`, on control planes, who we are to other nodes. A node in maintenance has the certificate
+//! for its callers only: it knows no authority, and asks nobody who they are. machined replaces them one by one, so
 //! for a moment they may not belong together: what cannot be used is looked at again, and only told
 //! when it stays so.
 
@@ -11,7 +12,7 @@ use std::sync::Arc;
 use std::{fmt, fs};
 
 use orlop_pki::encoding::certificates;
-use orlop_pki::{Secret, tls};
+use orlop_pki::{Secret, stranger, tls};
 use orlop_rt::Chain;
 use rustls::client::verify_server_name;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -79,11 +80,13 @@ pub(crate) struct Files {
     texts: Texts,
     /// Looks in a row at files that could not be used.
     broken: u32,
+    maintenance: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Texts {
-    ca: String,
+    /// `None` in maintenance.
+    ca: Option<String>,
     crt: String,
     key: Secret,
     client: Option<(String, Secret)>,
@@ -94,16 +97,16 @@ impl Files {
     ///
     /// # Errors
     /// When they cannot be read or used.
-    pub(crate) fn open(folder: &Path) -> Result<(Self, Identity), Error> {
-        let texts = Texts::read(folder)?;
+    pub(crate) fn open(folder: &Path, maintenance: bool) -> Result<(Self, Identity), Error> {
+        let texts = Texts::read(folder, maintenance)?;
         let identity = texts.identity(folder)?;
-        Ok((Self { folder: folder.to_owned(), texts, broken: 0 }, identity))
+        Ok((Self { folder: folder.to_owned(), texts, broken: 0, maintenance }, identity))
     }
 
     /// Reads them again; the new identity, when there is one. (Small files in memory: reading them
     /// does not block.)
     pub(crate) fn look(&mut self) -> Option<Identity> {
-        let looked = Texts::read(&self.folder).and_then(|texts| {
+        let looked = Texts::read(&self.folder, self.maintenance).and_then(|texts| {
             if texts == self.texts {
                 return Ok(None);
             }
@@ -128,30 +131,33 @@ impl Files {
 }
 
 impl Texts {
-    fn read(folder: &Path) -> Result<Self, Error> {
+    fn read(folder: &Path, maintenance: bool) -> Result<Self, Error> {
         let read = |name| {
             let path = folder.join(name);
             fs::read_to_string(&path).map_err(|source| Error::Read { path, source })
         };
+        let ca = if maintenance { None } else { Some(read("ca.crt")?) };
         let client = match read("client.crt") {
+            _ if maintenance => None,
             Ok(crt) => Some((crt, read("client.key")?.into())),
             Err(Error::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(error),
         };
-        Ok(Self {
-            ca: read("ca.crt")?,
-            crt: read("tls.crt")?,
-            key: read("tls.key")?.into(),
-            client,
-        })
+        Ok(Self { ca, crt: read("tls.crt")?, key: read("tls.key")?.into(), client })
     }
 
     fn identity(&self, folder: &Path) -> Result<Identity, Error> {
         let identity = || {
-            let server = tls::server_config(&self.ca, &self.crt, self.key.expose())?;
-            let client = match &self.client {
-                Some((crt, key)) => Some(tls::client_config(&self.ca, Some((crt, key.expose())))?),
-                None => None,
+            let (crt, key) = (&self.crt, self.key.expose());
+            let server = match &self.ca {
+                Some(ca) => tls::server_config(ca, crt, key)?,
+                None => stranger::server_config(crt, key)?,
+            };
+            let client = match (&self.ca, &self.client) {
+                (Some(ca), Some((crt, key))) => {
+                    Some(tls::client_config(ca, Some((crt, key.expose())))?)
+                }
+                _ => None,
             };
             Ok(Identity { server, client, certificate: certificates(&self.crt)?.swap_remove(0) })
         };

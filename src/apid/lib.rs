@@ -35,7 +35,7 @@ use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::info;
 
-use crate::api::Door;
+use crate::api::{Callers, Door};
 use crate::identity::{Files, Identity};
 
 /// Where every apid listens.
@@ -61,6 +61,9 @@ pub struct Options {
     /// The port of other nodes' apid
     #[arg(long, value_name = "PORT", default_value_t = PORT)]
     pub target_port: u16,
+    /// Serve a node that has no configuration yet: anybody may read, and configure it
+    #[arg(long)]
+    pub maintenance: bool,
     /// Log each call
     #[arg(long)]
     pub debug: bool,
@@ -121,7 +124,7 @@ impl Apid {
     /// # Errors
     /// When there are no usable certificates, or the port cannot be opened.
     pub async fn open(options: Options) -> Result<Self, Error> {
-        let (files, identity) = Files::open(&options.secrets)?;
+        let (files, identity) = Files::open(&options.secrets, options.maintenance)?;
         let listener = tls::listen(options.listen).await.map_err(Error::Listen)?;
         let address = listener.local_addr().map_err(Error::Listen)?;
         Ok(Self { options, listener, address, files, identity })
@@ -140,8 +143,9 @@ impl Apid {
     pub async fn serve(self, shutdown: CancellationToken) -> Result<(), Error> {
         let Self { options, listener, address, mut files, identity } = self;
         let (config, configs) = watch::channel(Arc::clone(&identity.server));
-        let door =
-            Arc::new(Door::new(unix::channel(&options.routerd), options.target_port, identity));
+        let callers = if options.maintenance { Callers::Anybody } else { Callers::Known };
+        let routerd = unix::channel(&options.routerd);
+        let door = Arc::new(Door::new(routerd, options.target_port, identity, callers));
         let answering = Arc::clone(&door);
         let service = tower::service_fn(move |request| {
             let door = Arc::clone(&answering);

@@ -40,6 +40,11 @@ impl Roles {
         }
     }
 
+    /// Everybody's, on a node without a configuration (§11.2).
+    pub(crate) fn in_maintenance() -> Self {
+        Self::collect([READER.to_owned()])
+    }
+
     fn collect(roles: impl IntoIterator<Item = String>) -> Self {
         Self(roles.into_iter().filter(|role| !role.trim().is_empty()).collect())
     }
@@ -47,6 +52,13 @@ impl Roles {
     /// Whether one of them grants the method.
     pub(crate) fn allow(&self, method: Method<'_>) -> bool {
         granting(method).iter().any(|role| self.0.contains(*role))
+    }
+
+    /// The same, on a node without a configuration: who may read it may also give it one.
+    pub(crate) fn allow_in_maintenance(&self, method: Method<'_>) -> bool {
+        let configures = method.service == "machine.MachineService"
+            && matches!(method.name, "ApplyConfiguration" | "GenerateConfiguration");
+        self.allow(method) || (configures && self.0.contains(READER))
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &str> {
@@ -177,6 +189,27 @@ mod tests {
                 assert_eq!(roles(role).allow(method), expected, "{path} {role:?}");
             }
         }
+    }
+
+    #[test]
+    fn in_maintenance_everybody_reads_and_configures() {
+        let everybody = Roles::in_maintenance();
+        for (path, allowed) in [
+            ("/machine.MachineService/Memory", true),
+            ("/storage.StorageService/Disks", true),
+            ("/network.NetworkService/Interfaces", true),
+            ("/machine.MachineService/ApplyConfiguration", true),
+            ("/machine.MachineService/GenerateConfiguration", true),
+            ("/other.Service/ApplyConfiguration", false),
+            ("/machine.MachineService/Read", false),
+            ("/machine.MachineService/Reboot", false),
+            ("/machine.MachineService/Reset", false),
+        ] {
+            let method = Method::parse(path).unwrap();
+            assert_eq!(everybody.allow_in_maintenance(method), allowed, "{path}");
+        }
+        let apply = Method::parse("/machine.MachineService/ApplyConfiguration").unwrap();
+        assert!(!everybody.allow(apply), "a reader of a configured node");
     }
 
     #[test]

@@ -17,7 +17,7 @@ use orlop_pki::{Authority, KeyKind, Leaf, Pair, Usage};
 use orlop_proto::common::{Data, Metadata};
 use orlop_proto::machine::machine_service_client::MachineServiceClient;
 use orlop_proto::machine::machine_service_server::{MachineService, MachineServiceServer};
-use orlop_proto::machine::{Hostname, HostnameResponse, LogsRequest};
+use orlop_proto::machine::{ApplyConfigurationRequest, Hostname, HostnameResponse, LogsRequest};
 use tempfile::TempDir;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
@@ -114,6 +114,20 @@ impl Cluster {
                 &[("client.crt", &client.crt), ("client.key", client.key.expose())],
             );
         }
+        self.start(last, secrets, false).await
+    }
+
+    /// Starts a node that has no configuration; also its certificate's fingerprint.
+    async fn unconfigured(&mut self, last: u8) -> (Node, String) {
+        let secrets = tempfile::tempdir().unwrap();
+        let server = server_pair(&authority(), Ipv4Addr::new(127, 0, 0, last).into());
+        write(secrets.path(), &[("tls.crt", &server.crt), ("tls.key", server.key.expose())]);
+        let fingerprint = orlop_pki::fingerprint(&server.crt).unwrap();
+        (self.start(last, secrets, true).await, fingerprint)
+    }
+
+    async fn start(&mut self, last: u8, secrets: TempDir, maintenance: bool) -> Node {
+        let address = IpAddr::from(Ipv4Addr::new(127, 0, 0, last));
         let routerd = secrets.path().join("routerd.sock");
         let (events, seen) = mpsc::channel(16);
         let go_on = Arc::new(Notify::new());
@@ -133,6 +147,7 @@ impl Cluster {
             routerd,
             target_port: self.port,
             look_every: SOON,
+            maintenance,
             ..Options::parse_from(["apid"])
         };
         let mut apid = Apid::open(options).await.unwrap();
@@ -310,6 +325,27 @@ async fn a_method_is_denied_without_a_role_for_it() {
     let mut reader = Client::new(cluster.channel(&node, &["os:reader"]));
     let denied = reader.reboot(with((), &[("talos-role", "os:admin")])).await.unwrap_err();
     assert_eq!((denied.code(), denied.message()), (Code::PermissionDenied, "not authorized"));
+}
+
+#[tokio::test]
+async fn in_maintenance_anybody_may_read_and_nothing_is_handed_on() {
+    let mut cluster = Cluster::new();
+    let (node, fingerprint) = cluster.unconfigured(1).await;
+    let dial = |pin: &str| {
+        let config = orlop_pki::stranger::client_config(Some(pin.to_owned())).unwrap();
+        Client::new(tls::channel(&node.address.to_string(), cluster.port, config))
+    };
+    let mut anybody = dial(&fingerprint);
+    let metadata = &[("nodes", "127.0.0.2"), ("talos-role", "os:admin")];
+    let answer = anybody.hostname(with((), metadata)).await.unwrap().into_inner();
+    assert_eq!(answer.messages[0], Hostname { metadata: None, hostname: "node-1".to_owned() });
+    let denied = anybody.reboot(()).await.unwrap_err();
+    assert_eq!((denied.code(), denied.message()), (Code::PermissionDenied, "not authorized"));
+    // Allowed, and the machine behind the door has no such method.
+    let request = ApplyConfigurationRequest::default();
+    let answer = anybody.apply_configuration(request).await.unwrap_err();
+    assert_eq!(answer.code(), Code::Unimplemented);
+    dial("another").hostname(()).await.unwrap_err();
 }
 
 #[tokio::test]
