@@ -80,6 +80,9 @@ fn enter_root(started: Duration) -> Result<Infallible, Error> {
         info!(%error, "the console shows the kernel's own lines as well");
     }
     info!(at = %format_args!("{:.3}s", started.as_secs_f64()), "started");
+    if let Err(error) = orlop_telemetry::leave_start(started) {
+        info!(%error, "the timeline will not know when init started");
+    }
     root::mount(Path::new(ROOT_IMAGE))?;
     if let Err(error) = root::read_ahead("bin/containerd") {
         info!(error = %Chain(&error), "containerd will start more slowly");

@@ -1,6 +1,6 @@
 //! Generates the Rust types and services of `proto/` into `OUT_DIR`.
 
-const FILES: [&str; 5] = ["common", "google/rpc/status", "health", "machine", "network"];
+const FILES: [&str; 6] = ["common", "google/rpc/status", "health", "machine", "network", "orlop"];
 const ROOT: &str = "../../proto";
 
 fn main() -> std::io::Result<()> {

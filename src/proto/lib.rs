@@ -28,6 +28,14 @@ pub mod network {
     tonic::include_proto!("network");
 }
 
+/// What our nodes tell beyond the machine API (`proto/orlop.proto`).
+pub mod orlop {
+    /// The version that is served.
+    pub mod v1alpha1 {
+        tonic::include_proto!("orlop.v1alpha1");
+    }
+}
+
 /// Public well-known types outside `google.protobuf`.
 pub mod google {
     /// `google.rpc.Status`.

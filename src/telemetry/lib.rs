@@ -1,12 +1,16 @@
-//! Where log lines go.
+//! Where log lines go, and what figures look like.
 //!
 //! Daemons write to stderr, which machined keeps as the service's log: [`to_stderr`]. PID 1 writes
 //! to the kernel's ring with a syslog priority, and tells its story (`info` and above) on the
 //! console as well: [`to_kernel`]. A line waits at most 100 ms for the console, then it is dropped.
+//!
+//! And how figures are exposed ([`openmetrics`]).
 
 #![forbid(unsafe_code)]
 
 mod kernel;
+mod mark;
+pub mod openmetrics;
 
 use std::io;
 
@@ -17,6 +21,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 pub use kernel::to_kernel;
+pub use mark::{leave_start, left_start};
 
 /// Logs to stderr, one line per event with its time, from `info` up (`debug` when asked).
 pub fn to_stderr(debug: bool) {
