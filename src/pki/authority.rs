@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, PublicKeyData as _, SanType, SerialNumber, SigningKey as _,
+    Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber, SigningKey as _,
 };
 use ring::rand::{SecureRandom as _, SystemRandom};
 use rustls_pki_types::PrivatePkcs8KeyDer;
@@ -13,7 +13,7 @@ use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 use crate::encoding::{der, der_content};
-use crate::{Error, Pair, certificate, encoding};
+use crate::{Error, Pair, Request, certificate, encoding};
 
 /// How long before it was made a certificate is already valid: peers' clocks may lag behind.
 const BACKDATED: Duration = Duration::from_secs(3600);
@@ -115,8 +115,33 @@ impl Authority {
     pub fn issue(&self, leaf: &Leaf, now: SystemTime) -> Result<Pair, Error> {
         let ed25519 = self.issuer.key().algorithm() == &rcgen::PKCS_ED25519;
         let key = generate_key(if ed25519 { KeyKind::Ed25519 } else { KeyKind::P256 })?;
+        Ok(Pair { crt: self.sign(leaf, &key, now)?, key: encoding::key_to_pem(&key) })
+    }
+
+    /// Issues a leaf for the key of a request, in PEM. Of what the request asks for nothing but the key
+    /// is taken: the rest is the caller's decision, in `leaf`.
+    ///
+    /// # Errors
+    /// When there is no randomness, a name is no DNS name, or the lifetime is out of range.
+    pub fn certify(
+        &self,
+        leaf: &Leaf,
+        request: &Request,
+        now: SystemTime,
+    ) -> Result<String, Error> {
+        self.sign(leaf, &request.key, now)
+    }
+
+    fn sign(
+        &self,
+        leaf: &Leaf,
+        key: &impl PublicKeyData,
+        now: SystemTime,
+    ) -> Result<String, Error> {
         let mut params = params(leaf.lifetime, now)?;
-        params.distinguished_name.push(DnType::CommonName, leaf.common_name.as_str());
+        if !leaf.common_name.is_empty() {
+            params.distinguished_name.push(DnType::CommonName, leaf.common_name.as_str());
+        }
         if let Some(organization) = leaf.organizations.first() {
             params.distinguished_name.push(DnType::OrganizationName, organization.as_str());
         }
@@ -132,14 +157,13 @@ impl Authority {
             Usage::Server => ExtendedKeyUsagePurpose::ServerAuth,
             Usage::Client => ExtendedKeyUsagePurpose::ClientAuth,
         }];
-        let signed = params.signed_by(&key, &self.issuer).map_err(Error::Issue)?;
-        let crt = match leaf.organizations.get(1..) {
+        let signed = params.signed_by(key, &self.issuer).map_err(Error::Issue)?;
+        Ok(match leaf.organizations.get(1..) {
             None | Some([]) => signed.pem(),
             Some(further) => {
                 encoding::certificate_to_pem(&self.with_further(signed.der(), further)?)
             }
-        };
-        Ok(Pair { crt, key: encoding::key_to_pem(&key) })
+        })
     }
 
     /// The same certificate with further organizations in its subject, signed again: rcgen takes
@@ -169,7 +193,7 @@ impl Authority {
 
 /// A new key. An Ed25519 one is written as PKCS#8 version 1 (RFC 8410 §7), without the public key:
 /// OpenSSL before 3.2 refuses version 2, which ring would write.
-fn generate_key(kind: KeyKind) -> Result<KeyPair, Error> {
+pub(crate) fn generate_key(kind: KeyKind) -> Result<KeyPair, Error> {
     const ED25519_HEAD: [u8; 16] = [
         0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04,
         0x20,
@@ -272,6 +296,20 @@ mod tests {
             assert!(!eku.any && eku.other.is_empty() && !leaf.is_ca());
             assert!(leaf.raw_serial().len() >= 15, "{:?}", leaf.raw_serial());
         }
+    }
+
+    #[test]
+    fn only_the_key_of_a_request_is_taken() {
+        let authority = authority(KeyKind::Ed25519);
+        let (text, key) = crate::request::make("other", &["other".to_owned()], &[]).unwrap();
+        let request = Request::from_pem(text.as_bytes()).unwrap();
+        let leaf = Leaf { usage: Usage::Server, ..admin(&[]) };
+        let crt = authority.certify(&leaf, &request, now()).unwrap();
+        let der = encoding::certificates(&crt).unwrap().remove(0);
+        let read = decode(&der).unwrap();
+        assert_eq!(read.subject().to_string(), "CN=admin");
+        assert!(read.subject_alternative_name().unwrap().is_none());
+        crate::tls::server_config(&authority.pair().crt, &crt, key.expose()).unwrap();
     }
 
     #[test]

@@ -1,13 +1,15 @@
 //! What others need to know of a certificate.
 
+use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer as _;
 
-use crate::{Error, encoding};
+use crate::{Error, encoding, request};
 
 /// When the first certificate of a PEM text expires.
 ///
@@ -56,6 +58,42 @@ pub fn organizations(der: &[u8]) -> Result<Vec<String>, Error> {
         .filter(|name| !name.trim().is_empty())
         .map(str::to_owned)
         .collect())
+}
+
+/// The names and addresses the first certificate of a PEM text speaks for.
+///
+/// # Errors
+/// When there is no certificate, or it cannot be decoded.
+pub fn names(pem: &str) -> Result<(Vec<String>, Vec<IpAddr>), Error> {
+    first(pem, |certificate| {
+        let (mut dns, mut ips) = (Vec::new(), Vec::new());
+        let names = certificate.subject_alternative_name().ok().flatten();
+        for name in names.iter().flat_map(|names| &names.value.general_names) {
+            match name {
+                GeneralName::DNSName(name) => dns.push((*name).to_owned()),
+                GeneralName::IPAddress(bytes) => ips.extend(request::address(bytes)),
+                _ => {}
+            }
+        }
+        (dns, ips)
+    })
+}
+
+/// Checks that the first certificate of `crt` is signed by one in `ca` (both PEM). Whether it is valid
+/// at some time, and for what, is not asked.
+///
+/// # Errors
+/// [`Error::Foreign`] when it is not; others when a text cannot be read.
+pub fn check_issuer(crt: &str, ca: &str) -> Result<(), Error> {
+    let authorities = encoding::certificates(ca)?;
+    let signed = first(crt, |certificate| {
+        authorities.iter().filter_map(|der| decode(der).ok()).any(|authority| {
+            authority.is_ca()
+                && authority.subject().as_raw() == certificate.issuer().as_raw()
+                && certificate.verify_signature(Some(authority.public_key())).is_ok()
+        })
+    })?;
+    if signed { Ok(()) } else { Err(Error::Foreign) }
 }
 
 /// Decodes a certificate that must fill `der` to its end.

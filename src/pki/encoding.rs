@@ -1,8 +1,8 @@
 //! PEM in and out.
 //!
 //! An Ed25519 key is written as `ED25519 PRIVATE KEY` around PKCS#8, as the existing tools expect
-//! it; they and others also write `PRIVATE KEY`. Both are read, and so is `EC PRIVATE KEY` (SEC 1,
-//! P-256), which is what Go programs write for Kubernetes authorities.
+//! it; they and others also write `PRIVATE KEY`. Both are read, and so are `EC PRIVATE KEY` (SEC 1,
+//! P-256) and `RSA PRIVATE KEY` (PKCS#1), which Go programs write for Kubernetes authorities.
 
 use pem::{EncodeConfig, LineEnding, Pem};
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
@@ -15,6 +15,8 @@ const ED25519_LABEL: &str = "ED25519 PRIVATE KEY";
 const PKCS8_LABEL: &str = "PRIVATE KEY";
 /// The PEM type of a SEC 1 key (RFC 5915 §4).
 const SEC1_LABEL: &str = "EC PRIVATE KEY";
+/// The PEM type of a PKCS#1 key (RFC 8017 appendix A.1.2).
+const PKCS1_LABEL: &str = "RSA PRIVATE KEY";
 
 /// All certificates of a PEM text, in order; blocks of other kinds are skipped.
 ///
@@ -41,7 +43,8 @@ pub fn private_key(text: &str) -> Result<PrivatePkcs8KeyDer<'static>, Error> {
         .into_iter()
         .find_map(|block| match block.tag() {
             ED25519_LABEL | PKCS8_LABEL => Some(block.into_contents()),
-            SEC1_LABEL => Some(pkcs8_of_p256(block.contents())),
+            SEC1_LABEL => Some(pkcs8(&P256, block.contents())),
+            PKCS1_LABEL => Some(pkcs8(&RSA, block.contents())),
             _ => None,
         })
         .map(PrivatePkcs8KeyDer::from)
@@ -67,16 +70,20 @@ fn blocks(what: &'static str, text: &str) -> Result<Vec<Pem>, Error> {
     pem::parse_many(text).map_err(|source| Error::Pem { what, source })
 }
 
-/// Wraps the `ECPrivateKey` of a P-256 key (RFC 5915) into a `PrivateKeyInfo` (RFC 5208 §5). What
-/// is not such a key comes out as garbage, which the reader of the key refuses.
-fn pkcs8_of_p256(sec1: &[u8]) -> Vec<u8> {
-    /// Version 0, then `id-ecPublicKey` with `prime256v1`.
-    const HEAD: [u8; 24] = [
-        0x02, 0x01, 0x00, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06,
-        0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07,
-    ];
-    let key = der(0x04, sec1);
-    der(0x30, &[&HEAD[..], &key].concat())
+/// `id-ecPublicKey` with `prime256v1` (RFC 5480).
+const P256: [u8; 21] = [
+    0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48,
+    0xce, 0x3d, 0x03, 0x01, 0x07,
+];
+/// `rsaEncryption` with NULL (RFC 8017 appendix A.1).
+const RSA: [u8; 15] =
+    [0x30, 0x0d, 0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01, 0x05, 0x00];
+
+/// Wraps the key of an algorithm into a `PrivateKeyInfo` of version 0 (RFC 5208 §5). What is not such
+/// a key comes out as garbage, which the reader of the key refuses.
+fn pkcs8(algorithm: &[u8], key: &[u8]) -> Vec<u8> {
+    const VERSION: [u8; 3] = [0x02, 0x01, 0x00];
+    der(0x30, &[&VERSION, algorithm, &der(0x04, key)].concat())
 }
 
 /// A DER value: tag, length, content.
@@ -142,6 +149,15 @@ mod tests {
     }
 
     #[test]
+    fn a_pkcs1_key_becomes_pkcs8() {
+        // `openssl genrsa -traditional 2048` wrote it; nothing depends on it.
+        let text = include_str!("testdata/rsa-pkcs1.key");
+        let key = private_key(text).unwrap();
+        let key = rcgen::KeyPair::try_from(&key).unwrap();
+        assert_eq!(key.algorithm(), &rcgen::PKCS_RSA_SHA256);
+    }
+
+    #[test]
     fn says_what_is_missing() {
         let error = private_key("").unwrap_err().to_string();
         assert_eq!(error, "read private key: the PEM text holds none");
@@ -158,7 +174,7 @@ mod tests {
         }
 
         #[test]
-        fn a_sound_frame_around_any_bytes_never_panics(bytes: Vec<u8>, label in "(EC |ED25519 |)PRIVATE KEY|CERTIFICATE") {
+        fn a_sound_frame_around_any_bytes_never_panics(bytes: Vec<u8>, label in "(EC |ED25519 |RSA |)PRIVATE KEY|CERTIFICATE") {
             let text = pem::encode(&Pem::new(label, bytes));
             let _ = private_key(&text).map(|key| rcgen::KeyPair::try_from(&key));
             let _ = crate::certificate::not_after(&text);

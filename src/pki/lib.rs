@@ -2,6 +2,7 @@
 //!
 //! - [`Authority`] is a CA with its key: it makes itself or is read from PEM, and issues leaves
 //!   ([`Leaf`]) that are good for one thing, serving or being a client, never both.
+//! - [`Request`] is a certificate signing request, which [`request::make`] makes with its key.
 //! - [`certificate`] reads what others need of a certificate: expiry, roles, key fingerprint.
 //! - [`tls`] turns PEM into rustls configurations with mutual authentication, [`stranger`] into those of
 //!   a node that nobody knows yet.
@@ -15,12 +16,14 @@
 mod authority;
 pub mod certificate;
 pub mod encoding;
+pub mod request;
 mod secret;
 pub mod stranger;
 pub mod tls;
 
 pub use authority::{Authority, KeyKind, Leaf, Usage};
 pub use certificate::{fingerprint, not_after};
+pub use request::Request;
 pub use secret::Secret;
 
 /// A certificate and its private key, as the configuration files hold them.
@@ -58,6 +61,15 @@ pub enum Error {
     /// Certificate and key were given together but do not belong together.
     #[error("the private key does not belong to the certificate")]
     Mismatch,
+    /// A text that should hold a certificate signing request holds none (the words are the API's).
+    #[error("failed to decode CSR")]
+    NoRequest,
+    /// A certificate signing request cannot be taken (the words are the API's).
+    #[error("failed to parse CSR: {0}")]
+    Request(String),
+    /// A certificate was signed by none of the authorities given.
+    #[error("the certificate is not signed by any of the authorities given")]
+    Foreign,
     /// A certificate that may not issue others was given as an authority.
     #[error("the certificate is not one of a certificate authority")]
     NotAuthority,

@@ -2,12 +2,17 @@
 //!
 //! TLS 1.2 and 1.3, all of ring's suites and groups (X25519 first), ALPN `h2`, no session tickets
 //! and no resumption: each handshake sees the certificates that are valid now.
+//!
+//! [`server_config`] is the front door's. Where some calls are for everybody and some for few,
+//! [`asking_server_config`] takes whatever certificate a client shows, or none, and a [`Judge`] says for
+//! each call what it is worth.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::client::{Resumption, WebPkiServerVerifier};
-use rustls::crypto::CryptoProvider;
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
@@ -29,14 +34,27 @@ pub(crate) const ALPN_H2: &[u8] = b"h2";
 /// # Errors
 /// When a PEM text cannot be read, or rustls refuses what it holds.
 pub fn server_config(ca: &str, crt: &str, key: &str) -> Result<Arc<ServerConfig>, Error> {
-    let provider = provider();
-    let chain = WebPkiClientVerifier::builder_with_provider(roots(ca)?, Arc::clone(&provider))
-        .build()
-        .map_err(Error::Verifier)?;
-    let config = ServerConfig::builder_with_provider(provider)
+    server_config_with(ClientAuthNamed::new(ca)?, crt, key)
+}
+
+/// A server that asks for a client certificate and takes any, or none: only that the client holds its
+/// key is checked. What it is worth, a [`Judge`] must say.
+///
+/// # Errors
+/// When a PEM text cannot be read, or rustls refuses what it holds.
+pub fn asking_server_config(crt: &str, key: &str) -> Result<Arc<ServerConfig>, Error> {
+    server_config_with(AnyOrNone(provider()), crt, key)
+}
+
+fn server_config_with(
+    verifier: impl ClientCertVerifier + 'static,
+    crt: &str,
+    key: &str,
+) -> Result<Arc<ServerConfig>, Error> {
+    let config = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .map_err(Error::Tls)?
-        .with_client_cert_verifier(Arc::new(ClientAuthNamed(chain)))
+        .with_client_cert_verifier(Arc::new(verifier))
         .with_single_cert(encoding::certificates(crt)?, private_key(key)?)
         .map_err(Error::Tls)?;
     Ok(finish_server(config))
@@ -91,10 +109,90 @@ pub(crate) fn private_key(pem: &str) -> Result<PrivateKeyDer<'static>, Error> {
     Ok(PrivateKeyDer::Pkcs8(encoding::private_key(pem)?))
 }
 
+/// Says whether a certificate that a client has shown is one of the authorities' and for clients.
+#[derive(Debug)]
+pub struct Judge(ClientAuthNamed);
+
+impl Judge {
+    /// Trusts the authorities in `ca` only.
+    ///
+    /// # Errors
+    /// When the PEM text cannot be read, or rustls refuses what it holds.
+    pub fn new(ca: &str) -> Result<Self, Error> {
+        ClientAuthNamed::new(ca).map(Self)
+    }
+
+    /// Whether the first of `shown` chains to an authority at `now`, and names clientAuth.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn admits(&self, shown: &[CertificateDer<'_>], now: SystemTime) -> Result<(), Error> {
+        let (first, others) =
+            shown.split_first().ok_or(Error::Tls(rustls::Error::NoCertificatesPresented))?;
+        let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let now = UnixTime::since_unix_epoch(since);
+        self.0.verify_client_cert(first, others, now).map(drop).map_err(Error::Tls)
+    }
+}
+
+/// Takes any certificate, or none, whose owner holds its key.
+#[derive(Debug)]
+struct AnyOrNone(Arc<CryptoProvider>);
+
+impl ClientCertVerifier for AnyOrNone {
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
 /// webpki's verification, and clientAuth must be named: webpki takes the absence of any extended
 /// key usage for permission (RFC 5280 §4.2.1.12), which is too kind for a door this important.
 #[derive(Debug)]
 struct ClientAuthNamed(Arc<dyn ClientCertVerifier>);
+
+impl ClientAuthNamed {
+    fn new(ca: &str) -> Result<Self, Error> {
+        WebPkiClientVerifier::builder_with_provider(roots(ca)?, provider())
+            .build()
+            .map(Self)
+            .map_err(Error::Verifier)
+    }
+}
 
 impl ClientCertVerifier for ClientAuthNamed {
     fn verify_client_cert(
@@ -145,7 +243,7 @@ impl ClientCertVerifier for ClientAuthNamed {
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
-    use std::time::{Duration, SystemTime};
+    use std::time::Duration;
 
     use rustls::pki_types::ServerName;
     use rustls::{ClientConnection, ServerConnection};
@@ -187,6 +285,17 @@ mod tests {
         client: Arc<ClientConfig>,
         name: &str,
     ) -> Result<(Vec<String>, Option<Vec<u8>>), rustls::Error> {
+        let (server, client) = shake(server, client, name)?;
+        let peer = server.peer_certificates().unwrap()[0].clone();
+        let alpn = client.alpn_protocol().map(<[u8]>::to_vec);
+        Ok((certificate::organizations(&peer).unwrap(), alpn))
+    }
+
+    fn shake(
+        server: Arc<ServerConfig>,
+        client: Arc<ClientConfig>,
+        name: &str,
+    ) -> Result<(ServerConnection, ClientConnection), rustls::Error> {
         let mut server = ServerConnection::new(server).unwrap();
         let name = ServerName::try_from(name.to_owned()).unwrap();
         let mut client = ClientConnection::new(client, name).unwrap();
@@ -200,9 +309,7 @@ mod tests {
             client.read_tls(&mut wire.as_slice()).unwrap();
             client.process_new_packets()?;
         }
-        let peer = server.peer_certificates().unwrap()[0].clone();
-        let alpn = client.alpn_protocol().map(<[u8]>::to_vec);
-        Ok((certificate::organizations(&peer).unwrap(), alpn))
+        Ok((server, client))
     }
 
     #[test]
@@ -285,6 +392,26 @@ mod tests {
         for authority in [&old, &new] {
             let admin = issue(authority, Usage::Client);
             handshake(Arc::clone(&server), client(&new, Some(&admin)), "node-1").unwrap();
+        }
+    }
+
+    #[test]
+    fn a_server_that_asks_takes_any_certificate_or_none_and_the_judge_decides() {
+        let (ours, foreign) = (authority(), authority());
+        let pair = issue(&ours, Usage::Server);
+        let asking = asking_server_config(&pair.crt, pair.key.expose()).unwrap();
+        let judge = Judge::new(&ours.pair().crt).unwrap();
+        for (shown, admitted) in [
+            (None, false),
+            (Some(issue(&ours, Usage::Client)), true),
+            (Some(issue(&ours, Usage::Server)), false),
+            (Some(issue(&foreign, Usage::Client)), false),
+        ] {
+            shake(Arc::clone(&asking), client(&ours, shown.as_ref()), "node-1").unwrap();
+            let shown = shown.map(|pair| encoding::certificates(&pair.crt).unwrap());
+            let shown = shown.unwrap_or_default();
+            assert_eq!(judge.admits(&shown, SystemTime::now()).is_ok(), admitted);
+            judge.admits(&shown, SystemTime::now() + 2 * HOUR).unwrap_err();
         }
     }
 

@@ -25,6 +25,7 @@ pub static TARGETS: &[Target] = &[
     ("client_configuration", client_configuration, &[CLIENT]),
     ("pem_certificates", pem_certificates, &[CERTIFICATE]),
     ("pem_private_key", pem_private_key, &[KEY]),
+    ("certificate_request", certificate_request, &[REQUEST]),
     ("udp_in_a_packet", udp_in_a_packet, &[PACKET]),
     ("dhcp_reply", dhcp_reply, &[&DHCP_ACK]),
     ("volume_label", volume_label, &[&ISO]),
@@ -74,6 +75,12 @@ pub fn pem_private_key(bytes: &[u8]) {
     let _ = orlop_pki::Authority::from_pem(&text, &text);
 }
 
+pub fn certificate_request(bytes: &[u8]) {
+    if let Ok(request) = orlop_pki::Request::from_pem(bytes) {
+        assert!(!request.common_name.contains(char::is_control), "a line of text no more");
+    }
+}
+
 pub fn udp_in_a_packet(bytes: &[u8]) {
     for checksum in [UdpChecksum::Verify, UdpChecksum::NotReady] {
         let _ = datagram::parse(bytes, checksum);
@@ -110,6 +117,13 @@ const MACHINE: &[u8] = b"version: v1alpha1\n\
     machine:\n  type: controlplane\n  network:\n    interfaces:\n      - interface: eth0\n        dhcp: true\n\
     cluster:\n  controlPlane:\n    endpoint: https://10.0.0.1:6443\n";
 const CLIENT: &[u8] = b"context: a\ncontexts:\n  a:\n    endpoints: [10.0.0.1]\n    ca: \"\"\n    crt: \"\"\n    key: \"\"\n";
+const REQUEST: &[u8] = b"-----BEGIN CERTIFICATE REQUEST-----\n\
+MIHOMIGBAgEAMCQxETAPBgNVBAoMCG9zOmFkbWluMQ8wDQYDVQQDDAZub2RlLTEw\n\
+KjAFBgMrZXADIQC02kcFXMygJgHxhvEENHzCQzCUiFnkCgmt2qg3p+EF46AqMCgG\n\
+CSqGSIb3DQEJDjEbMBkwFwYDVR0RBBAwDoIGbm9kZS0xhwQKAAAHMAUGAytlcANB\n\
+AJvW1fk101amoCpU4YMEWa/V2cWYp9ohrQX8j8e82IdTHubq+22OwCKmXncgEZb/\n\
+QigHTvz6pnkDwy9F/Prl1Qk=\n\
+-----END CERTIFICATE REQUEST-----\n";
 const CERTIFICATE: &[u8] =
     b"-----BEGIN CERTIFICATE-----\nMIIBODCB66ADAgECAhA=\n-----END CERTIFICATE-----\n";
 const KEY: &[u8] = b"-----BEGIN ED25519 PRIVATE KEY-----\n\
