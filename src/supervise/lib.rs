@@ -2,11 +2,13 @@
 //!
 //! [`machine`] decides, purely; [`supervisor`] does what it says, with one task per run of a service,
 //! through three runners: [`process`] (a child of PID 1), [`container`] (a container of containerd)
-//! and a future inside the process ([`Runner::task`]). [`log`] keeps what services write,
-//! [`reaper`] waits for every child of the process, [`health`] has the checks most services need.
+//! and a future inside the process ([`Runner::task`]). [`log`] keeps what services write, in memory and
+//! (`archive`) on disk, [`reaper`] waits for every child of the process, [`health`] has the checks most
+//! services need.
 
 #![forbid(unsafe_code)]
 
+mod archive;
 mod capture;
 mod cgroup;
 pub mod container;
@@ -20,6 +22,7 @@ pub mod process;
 pub mod reaper;
 pub mod supervisor;
 
+pub use archive::Limit;
 pub use container::Containerd;
 pub use definition::{
     BoxFuture, Condition, Definition, Health, Hook, Permissions, Prepared, Runner, TaskFactory,

@@ -1,30 +1,61 @@
 //! What services say: one ring of bytes each, read from its end, by lines, and followed.
 //!
-//! A ring starts at 16 KiB and doubles to 1 MiB; then the oldest bytes are lost. Writers never wait.
-//! A reader that was overtaken goes on 2 KiB after the oldest byte kept, so that the next write does
-//! not overtake it at once.
+//! A ring starts at 16 KiB and doubles to 1 MiB (or what [`Logs::with_capacity`] says); then the
+//! oldest bytes are lost. Writers never wait. A reader that was overtaken goes on 2 KiB after the
+//! oldest byte kept, so that the next write does not overtake it at once. [`Logs::keep_in`] follows
+//! all rings to disk.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 const MIN: usize = 16 << 10;
 const MAX: usize = 1 << 20;
 const GAP: u64 = 2 << 10;
 
 /// The logs of all services. Clones share them.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Logs {
     /// Guards the table; held for a look-up.
     logs: Arc<Mutex<BTreeMap<String, Log>>>,
+    /// Of each ring.
+    capacity: usize,
+    /// Wakes who keeps the logs on disk.
+    pub(crate) written: Arc<Notify>,
+    pub(crate) dropped: Arc<AtomicU64>,
+}
+
+impl Default for Logs {
+    fn default() -> Self {
+        Self::with_capacity(MAX)
+    }
 }
 
 impl Logs {
+    /// Logs that keep the last `bytes` of each service, 16 KiB at least.
+    #[must_use]
+    pub fn with_capacity(bytes: usize) -> Self {
+        Self {
+            logs: Arc::default(),
+            capacity: bytes.max(MIN),
+            written: Arc::default(),
+            dropped: Arc::default(),
+        }
+    }
+
     /// The log of `id`, made if it is not there.
     #[must_use]
     pub fn register(&self, id: &str) -> Log {
-        lock(&self.logs).entry(id.to_owned()).or_default().clone()
+        let make = || Log::new(self.capacity, self.written.clone());
+        lock(&self.logs).entry(id.to_owned()).or_insert_with(make).clone()
+    }
+
+    /// Bytes that [`Logs::keep_in`] could not keep: the disk was too slow, full or not there.
+    #[must_use]
+    pub fn dropped_bytes(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
     }
 
     /// The log of `id`, if there is one.
@@ -47,15 +78,15 @@ pub struct Log {
     ring: Arc<Mutex<Ring>>,
     /// Where the log ends; wakes those who follow.
     end: Arc<watch::Sender<u64>>,
-}
-
-impl Default for Log {
-    fn default() -> Self {
-        Self { ring: Arc::default(), end: Arc::new(watch::Sender::new(0)) }
-    }
+    written: Arc<Notify>,
 }
 
 impl Log {
+    fn new(capacity: usize, written: Arc<Notify>) -> Self {
+        let ring = Ring { capacity, bytes: VecDeque::new(), end: 0 };
+        Self { ring: Arc::new(Mutex::new(ring)), end: Arc::new(watch::Sender::new(0)), written }
+    }
+
     /// Appends `bytes`.
     pub fn write(&self, bytes: &[u8]) {
         let end = {
@@ -64,13 +95,19 @@ impl Log {
             ring.end
         };
         self.end.send_replace(end);
+        self.written.notify_one();
     }
 
     /// Reads the last `lines` lines and what comes after them; everything kept when `None`.
     #[must_use]
     pub fn read(&self, lines: Option<usize>) -> Reader {
         let at = lock(&self.ring).tail(lines);
-        Reader { ring: self.ring.clone(), end: self.end.subscribe(), at }
+        Reader { ring: self.ring.clone(), end: self.end.subscribe(), at, lost: 0 }
+    }
+
+    /// Reads all that was ever written, of which the oldest may be lost.
+    pub(crate) fn read_all(&self) -> Reader {
+        Reader { at: 0, ..self.read(None) }
     }
 }
 
@@ -80,19 +117,34 @@ pub struct Reader {
     ring: Arc<Mutex<Ring>>,
     end: watch::Receiver<u64>,
     at: u64,
+    /// Bytes it never got, since this was last taken.
+    pub(crate) lost: u64,
 }
 
 impl Reader {
     /// The next bytes that are there already, `limit` at most; empty at the end.
     #[must_use]
     pub fn available(&mut self, limit: usize) -> Vec<u8> {
+        let bytes = self.peek(limit);
+        self.advance(bytes.len());
+        bytes
+    }
+
+    /// As [`Reader::available`], but the same bytes come again until [`Reader::advance`], unless they
+    /// are lost.
+    pub(crate) fn peek(&mut self, limit: usize) -> Vec<u8> {
         let ring = lock(&self.ring);
         if self.at < ring.start() {
-            self.at = (ring.start() + GAP).min(ring.end);
+            let at = (ring.start() + GAP).min(ring.end);
+            self.lost += at - self.at;
+            self.at = at;
         }
-        let bytes = ring.copy(self.at, limit);
-        self.at += bytes.len() as u64;
-        bytes
+        ring.copy(self.at, limit)
+    }
+
+    /// Goes on by `count` of the bytes that were peeked at.
+    pub(crate) fn advance(&mut self, count: usize) {
+        self.at += count as u64;
     }
 
     /// The next bytes, `limit` at most; waits for them. `None` when the log is gone. Cancel-safe.
@@ -110,8 +162,10 @@ impl Reader {
 }
 
 /// The last bytes of all that were written; positions count from the first ever.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Ring {
+    /// Most bytes kept.
+    capacity: usize,
     bytes: VecDeque<u8>,
     end: u64,
 }
@@ -123,12 +177,12 @@ impl Ring {
 
     fn write(&mut self, bytes: &[u8]) {
         self.end += bytes.len() as u64;
-        let bytes = &bytes[bytes.len().saturating_sub(MAX)..];
-        let excess = (self.bytes.len() + bytes.len()).saturating_sub(MAX);
+        let bytes = &bytes[bytes.len().saturating_sub(self.capacity)..];
+        let excess = (self.bytes.len() + bytes.len()).saturating_sub(self.capacity);
         self.bytes.drain(..excess);
         let wanted = self.bytes.len() + bytes.len();
         if wanted > self.bytes.capacity() {
-            let capacity = wanted.next_power_of_two().clamp(MIN, MAX);
+            let capacity = wanted.next_power_of_two().clamp(MIN, self.capacity);
             self.bytes.reserve_exact(capacity - self.bytes.len());
         }
         self.bytes.extend(bytes);
@@ -177,7 +231,7 @@ mod tests {
 
     #[test]
     fn the_last_lines_are_found_with_and_without_a_final_newline() {
-        let log = Log::default();
+        let log = Logs::default().register("x");
         assert_eq!(text(&log, Some(3)), "");
         log.write(b"one\ntwo\nthree\n");
         assert_eq!(text(&log, Some(0)), "");
@@ -192,7 +246,7 @@ mod tests {
 
     #[test]
     fn memory_grows_from_16_kib_to_1_mib_and_no_further() {
-        let log = Log::default();
+        let log = Logs::default().register("x");
         let capacity = |log: &Log| lock(&log.ring).bytes.capacity();
         assert_eq!(capacity(&log), 0);
         log.write(b"x");
@@ -206,7 +260,7 @@ mod tests {
 
     #[test]
     fn a_slow_reader_goes_on_behind_the_gap() {
-        let log = Log::default();
+        let log = Logs::default().register("x");
         log.write(b"first\n");
         let mut reader = log.read(None);
         assert_eq!(reader.available(3), b"fir");
@@ -217,7 +271,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_follower_gets_what_comes_and_the_end() {
-        let log = Log::default();
+        let log = Logs::default().register("x");
         let mut reader = log.read(Some(0));
         let (read, ()) = tokio::join!(reader.next(64), async {
             tokio::task::yield_now().await;
@@ -233,7 +287,7 @@ mod tests {
         fn what_is_read_is_the_end_of_what_was_written(
             writes in proptest::collection::vec((any::<u8>(), 0_usize..700_000), 0..8),
         ) {
-            let log = Log::default();
+            let log = Logs::default().register("x");
             let mut all = Vec::new();
             for (byte, length) in writes {
                 let bytes = vec![byte; length];

@@ -253,9 +253,14 @@ impl Supervisor {
     /// [`Supervisor::run`].
     #[must_use]
     pub fn new() -> (Self, Handle) {
+        Self::with_logs(Logs::default())
+    }
+
+    /// As [`Supervisor::new`], with logs of a size of your choice.
+    #[must_use]
+    pub fn with_logs(logs: Logs) -> (Self, Handle) {
         let (sender, requests) = mpsc::channel(REQUESTS);
         let (changes, _) = broadcast::channel(CHANGES);
-        let logs = Logs::default();
         let handle = Handle { requests: sender, changes: changes.clone(), logs: logs.clone() };
         let supervisor = Self {
             machine: Machine::new(),
