@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
+pub use caps::Capability;
 use nix::sys::signal::Signal;
 use tokio::net::unix::pipe;
 
@@ -27,6 +28,8 @@ pub struct Spec {
     pub kill: KillMode,
     /// -1000 (never killed for want of memory) to 1000 (first); `None` inherits.
     pub oom_score_adj: Option<i32>,
+    /// `None` leaves it all of ours.
+    pub privileges: Option<Privileges>,
 }
 
 impl Spec {
@@ -38,6 +41,7 @@ impl Spec {
             cgroup: None,
             kill: KillMode::Cgroup,
             oom_score_adj: None,
+            privileges: None,
         }
     }
 
@@ -45,6 +49,32 @@ impl Spec {
     pub(crate) fn describe(&self) -> String {
         let args: Vec<String> = self.args.iter().map(|arg| format!("{arg:?}")).collect();
         format!("Process([{}])", args.join(" "))
+    }
+}
+
+/// Who a process is and what it may do; it gets no more by executing anything (`no_new_privs`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Privileges {
+    /// Its user and group.
+    pub user: (u32, u32),
+    /// What it may do beyond its user, and all it can ever get; kept across exec (ambient), so it
+    /// need not be root.
+    pub capabilities: Vec<Capability>,
+}
+
+impl Privileges {
+    /// Makes `command`, for those who start one themselves, start a process with no more than this
+    /// (and a session of its own, default signal dispositions, no descriptors but 0, 1 and 2).
+    pub fn confine(&self, command: &mut Command) {
+        orlop_sys::isolate(command, None, Some(self.resolve()));
+    }
+
+    fn resolve(&self) -> orlop_sys::Privileges {
+        orlop_sys::Privileges {
+            user: self.user.0,
+            group: self.user.1,
+            capabilities: self.capabilities.iter().fold(0, |set, one| set | one.bitmask()),
+        }
     }
 }
 
@@ -130,7 +160,8 @@ fn start(spec: &Spec, reaper: &Reaper, control: &Control) -> Result<(Child, Capt
         .stdin(Stdio::null())
         .stdout(writer.try_clone().map_err(Error::Pipe)?)
         .stderr(writer);
-    orlop_sys::isolate(&mut command, cgroup.transpose()?);
+    let privileges = spec.privileges.as_ref().map(Privileges::resolve);
+    orlop_sys::isolate(&mut command, cgroup.transpose()?, privileges);
     let child = reaper
         .spawn(&mut command)
         .map_err(|source| Error::Start { program: program.clone(), source })?;

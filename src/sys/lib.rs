@@ -17,5 +17,5 @@ pub use clock::monotonic;
 pub use console::{Console, open_kernel_log, show_kernel_errors_only};
 pub use entropy::{add_entropy, entropy_ready};
 pub use loop_device::attach_read_only;
-pub use process::{isolate, wait_any};
+pub use process::{Privileges, isolate, wait_any};
 pub use readable::watch_readable;

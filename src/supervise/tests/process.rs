@@ -13,7 +13,7 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
 use orlop_supervise::machine::Status;
-use orlop_supervise::process::{KillMode, Spec};
+use orlop_supervise::process::{Capability, KillMode, Privileges, Spec};
 use orlop_supervise::{Definition, Handle, Reaper, Restart, Runner, State, Supervisor};
 use tokio::task::JoinSet;
 
@@ -40,6 +40,45 @@ fn output_is_kept_and_nothing_of_the_parent_is_inherited() {
         assert_eq!(session, pid, "a session of its own");
         assert!(!text.contains("PATH=/usr/local/cargo") && !text.contains("CARGO_"), "{text}");
     });
+}
+
+#[test]
+fn who_is_confined_has_its_user_its_capabilities_and_no_way_to_more() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: not root");
+        return;
+    }
+    let script = "grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs)' /proc/self/status";
+    let raw = 1_u64 << 13 | 1 << 21;
+    for (user, bits) in [((52, 53), raw), ((0, 0), raw), ((50, 50), 0)] {
+        run(async |handle| {
+            let mut definition = Definition { restart: Restart::Once, ..shell(script) };
+            if let Runner::Process(spec, _) = &mut definition.runner {
+                let capabilities = match bits {
+                    0 => Vec::new(),
+                    _ => vec![Capability::CAP_NET_RAW, Capability::CAP_SYS_ADMIN],
+                };
+                spec.privileges = Some(Privileges { user, capabilities });
+            }
+            handle.load(definition).await.unwrap();
+            handle.start("x").await.unwrap();
+            let status = until(handle, |status| status.state == State::Finished).await;
+            let text = log(handle);
+            let ((uid, gid), set) = (user, format!("{bits:016x}"));
+            let mut wanted = vec![
+                format!("Uid:\t{uid}\t{uid}\t{uid}\t{uid}"),
+                format!("Gid:\t{gid}\t{gid}\t{gid}\t{gid}"),
+                "Groups:\t ".to_owned(),
+                "NoNewPrivs:\t1".to_owned(),
+            ];
+            wanted.extend(
+                ["Inh", "Prm", "Eff", "Bnd", "Amb"].map(|name| format!("Cap{name}:\t{set}")),
+            );
+            for line in wanted {
+                assert!(text.lines().any(|other| other == line), "{line:?} in {text}: {status:#?}");
+            }
+        });
+    }
 }
 
 #[test]
