@@ -20,6 +20,7 @@ mod packet;
 mod raw;
 mod requests;
 mod route;
+mod uevents;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -36,6 +37,7 @@ pub use packet::PacketSocket;
 pub use raw::RawSocket;
 pub use requests::Netlink;
 pub use route::{Route, Table};
+pub use uevents::{Notice, Uevents};
 
 /// Who put an address or a route into the kernel (`RTPROT_*` of `rtnetlink(7)`; for addresses the
 /// same numbers in `IFA_PROTO`, Linux 5.18).
