@@ -59,7 +59,7 @@ pub(crate) enum Refusal {
 
 /// Services whose answers can be merged. Those of generation v0.8 that today's have lost
 /// (`network`, `os`) have the same shape, and their clients always say `nodes`.
-const MERGEABLE: [&str; 7] = [
+const MERGEABLE: [&str; 8] = [
     "machine.MachineService",
     "cluster.ClusterService",
     "inspect.InspectService",
@@ -67,6 +67,8 @@ const MERGEABLE: [&str; 7] = [
     "time.TimeService",
     "network.NetworkService",
     "os.OSService",
+    // Ours, of the same shape.
+    "orlop.v1alpha1.NodeService",
 ];
 
 /// Decides where a call goes.
@@ -204,6 +206,7 @@ mod tests {
             (true, MEMORY, &["nodes=10.0.0.1"], "many 10.0.0.1"),
             (true, MEMORY, &["nodes=b", "nodes=a", "nodes=b", "node=c"], "many b a b"),
             (true, "/network.NetworkService/Routes", &["nodes=a"], "many a"),
+            (true, "/orlop.v1alpha1.NodeService/Timeline", &["nodes=a"], "many a"),
             (true, LIST, &["nodes=a"], not_merged),
             (false, LIST, &["nodes=a"], not_merged),
             (false, MEMORY, &["nodes=10.0.0.2"], denied),

@@ -130,6 +130,7 @@ const TABLE: &[Row] = &[
     ("machine.StorageService", &["Statfs"], READ),
     ("storage.StorageService", &["Disks"], READ),
     ("time.TimeService", &["*"], READ),
+    ("orlop.v1alpha1.NodeService", &["Metrics", "Timeline"], READ),
     // Generation v0.8; today's clients read the same from resources, with these roles.
     ("network.NetworkService", &["Routes", "Interfaces"], READ),
     ("cosi.resource.State", &["Get", "List", "Watch"], READ),
@@ -170,6 +171,7 @@ mod tests {
             ("/machine.MachineService/NoSuchMethod", "os:admin"),
             ("/machine.ImageService/Verify", "os:admin os:operator os:reader os:image:verifier"),
             ("/time.TimeService/Anything", "os:admin os:operator os:reader"),
+            ("/orlop.v1alpha1.NodeService/Metrics", "os:admin os:operator os:reader"),
             ("/network.NetworkService/Routes", "os:admin os:operator os:reader"),
             ("/cosi.resource.State/Destroy", "os:admin"),
             ("/no.Service/X", "os:admin"),

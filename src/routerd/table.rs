@@ -8,9 +8,10 @@ pub(crate) enum Daemon {
     Timed,
 }
 
-const TABLE: [(&str, Daemon); 5] = [
+const TABLE: [(&str, Daemon); 6] = [
     ("machine.MachineService", Daemon::Machined),
     ("cluster.ClusterService", Daemon::Machined),
+    ("orlop.v1alpha1.NodeService", Daemon::Machined),
     // Old habits: machined has no such service and answers `Unimplemented`.
     ("os.OSService", Daemon::Machined),
     ("network.NetworkService", Daemon::Networkd),
