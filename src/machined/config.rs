@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::Signal;
 use orlop_config::machine::{self, MachineConfig};
@@ -52,7 +52,7 @@ pub(crate) async fn load(node: &Node) -> Result<(), Error> {
         services::start_early_network(node).await?;
     }
     fetch(node, word).await?;
-    node.set_config(read_kept(&source)?);
+    node.set_config(read_kept(node, &source)?);
     info!(from = word, "machine configuration accepted");
     Ok(())
 }
@@ -107,8 +107,9 @@ async fn try_once(node: &Node, word: &str) -> Result<Try, Error> {
 }
 
 /// Reads what the child has accepted; the same bytes cannot be wrong now.
-fn read_kept(source: &Source) -> Result<MachineConfig, Error> {
+fn read_kept(node: &Node, source: &Source) -> Result<MachineConfig, Error> {
     let text = fs::read_to_string(KEPT).map_err(|source| Error::file("read", KEPT, source))?;
+    node.timeline().story().configured(text.as_bytes(), SystemTime::now());
     machine::parse(source.file_name(), &text).map_err(|problems| {
         error!("{problems}");
         Error::BadConfiguration

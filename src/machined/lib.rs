@@ -23,6 +23,7 @@ mod hardening;
 mod identity;
 mod kmsg;
 pub mod label;
+mod metrics;
 mod mounts;
 mod node;
 mod plan;
@@ -31,6 +32,7 @@ mod sequence;
 mod services;
 mod source;
 mod tasks;
+mod timeline;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

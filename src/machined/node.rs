@@ -19,6 +19,7 @@ use crate::Error;
 use crate::events::Events;
 use crate::plan::{BOOT, INITIALIZE, REBOOT, SHUTDOWN, Sequence};
 use crate::power::End;
+use crate::timeline::{Story, Timeline};
 use crate::{sequence, tasks};
 
 /// Shared by clones.
@@ -29,6 +30,7 @@ pub(crate) struct Node(Arc<Inner>);
 struct Inner {
     cmdline: Cmdline,
     events: Events,
+    timeline: Timeline,
     reaper: Reaper,
     supervisor: Handle,
     /// Set once, by the task that loads it.
@@ -49,10 +51,13 @@ impl Node {
         // std's hasher is seeded without waiting for the kernel's pool, which is not filled yet.
         let [a, b, c, ..] = RandomState::new().hash_one(()).to_ne_bytes();
         let events = Events::new([a, b, c]);
+        let story = Story::new(orlop_telemetry::left_start(), orlop_sys::monotonic());
+        let timeline = Timeline::new(story);
         let (supervisor, handle) = Supervisor::new();
         let node = Self(Arc::new(Inner {
             cmdline,
             events: events.clone(),
+            timeline: timeline.clone(),
             reaper: Reaper::new(),
             supervisor: handle.clone(),
             config: OnceLock::new(),
@@ -69,7 +74,7 @@ impl Node {
                 let _ = ends.try_send(End::Reboot);
             }
         });
-        node.spawn(publish_changes(handle.subscribe(), events));
+        node.spawn(publish_changes(handle.subscribe(), events, timeline));
         node.spawn(supervisor.run());
         node
     }
@@ -85,6 +90,11 @@ impl Node {
 
     pub(crate) fn events(&self) -> &Events {
         &self.0.events
+    }
+
+    /// How the boot went, and how often what ran.
+    pub(crate) fn timeline(&self) -> &Timeline {
+        &self.0.timeline
     }
 
     pub(crate) fn reaper(&self) -> &Reaper {
@@ -121,13 +131,16 @@ impl Node {
         self.run(&INITIALIZE).await?;
         self.run(&BOOT).await?;
         self.unlock();
-        info!("ready in {:.3}s", orlop_sys::monotonic().as_secs_f64());
+        let now = orlop_sys::monotonic();
+        self.timeline().story().ready(now);
+        info!("ready in {:.3}s", now.as_secs_f64());
         Ok(())
     }
 
     /// Runs one sequence; the lock is the caller's.
     pub(crate) async fn run(&self, sequence: &Sequence) -> Result<(), Error> {
-        sequence::run(sequence, self.events(), async |task| tasks::perform(self, task).await).await
+        let perform = async |task| tasks::perform(self, task).await;
+        sequence::run(sequence, self.events(), self.timeline(), perform).await
     }
 
     /// Lets the next sequence be asked for.
@@ -155,16 +168,25 @@ impl Node {
     }
 }
 
-/// Makes every change of a service's state an event; health is none.
-async fn publish_changes(mut changes: broadcast::Receiver<Change>, events: Events) {
+/// Notes every change of a service, and makes those of its state an event; health is none.
+async fn publish_changes(
+    mut changes: broadcast::Receiver<Change>,
+    events: Events,
+    timeline: Timeline,
+) {
     loop {
         match changes.recv().await {
-            Ok(Change { id, entry, cause: Cause::State }) => events.publish(&ServiceStateEvent {
-                service: id.to_string(),
-                action: entry.state as i32,
-                message: entry.message,
-            }),
-            Ok(Change { cause: Cause::Health, .. }) => {}
+            Ok(change) => {
+                timeline.story().changed(orlop_sys::monotonic(), &change);
+                let Change { id, entry, cause } = change;
+                if cause == Cause::State {
+                    events.publish(&ServiceStateEvent {
+                        service: id.to_string(),
+                        action: entry.state as i32,
+                        message: entry.message,
+                    });
+                }
+            }
             Err(RecvError::Lagged(count)) => {
                 warn!(count, "changes of services came too fast to become events");
             }

@@ -1,7 +1,7 @@
 //! Carries out a sequence of [`crate::plan`]: phase after phase, the tasks of a phase side by side,
 //! each step told to the log and as an event.
 
-use std::time::Instant;
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use orlop_proto::common::{self, Code};
@@ -12,35 +12,41 @@ use tracing::{debug, info};
 use crate::Error;
 use crate::events::Events;
 use crate::plan::{Phase, Sequence, Task};
+use crate::timeline::{Place, Timeline};
 
 /// Runs `sequence`, doing each task through `perform`. The first phase with a failed task is the last.
 ///
 /// # Errors
 /// The first failure of that phase, by the order of its tasks.
-pub(crate) async fn run<F>(sequence: &Sequence, events: &Events, perform: F) -> Result<(), Error>
+pub(crate) async fn run<F>(
+    sequence: &Sequence,
+    events: &Events,
+    timeline: &Timeline,
+    perform: F,
+) -> Result<(), Error>
 where
     F: AsyncFn(Task) -> Result<(), Error>,
 {
     use sequence_event::Action;
     let name = sequence.name;
-    let started = Instant::now();
+    let place = Place { sequence: name, phase: None, task: None };
+    let step = Step::begin(timeline, place);
     let count = sequence.phases.len();
     debug!("{name} sequence: {count} phase(s)");
     publish(events, name, Action::Start, None);
     let mut result = Ok(());
     for (i, phase) in sequence.phases.iter().enumerate() {
         debug!("phase {} ({}/{count}): {} tasks(s)", phase.name, i + 1, phase.tasks.len());
-        result = run_phase(phase, events, &perform).await;
+        let place = Place { phase: Some(phase.name), ..place };
+        result = run_phase(phase, events, timeline, place, &perform).await;
         if result.is_err() {
             break;
         }
     }
     publish(events, name, Action::Stop, None);
+    let seconds = step.end(&result).as_secs_f64();
     match &result {
-        Ok(()) => info!(
-            "{name} sequence: done, {count} phase(s), {:.3}s",
-            started.elapsed().as_secs_f64()
-        ),
+        Ok(()) => info!("{name} sequence: done, {count} phase(s), {seconds:.3}s"),
         Err(error) => {
             let message = format!("sequence failed: {}", orlop_rt::Chain(error));
             publish(events, name, Action::Noop, Some((Code::Fatal, message)));
@@ -55,10 +61,17 @@ pub(crate) fn refuse(sequence: &Sequence, events: &Events) {
     publish(events, sequence.name, sequence_event::Action::Noop, Some((Code::Locked, message)));
 }
 
-async fn run_phase<F>(phase: &Phase, events: &Events, perform: &F) -> Result<(), Error>
+async fn run_phase<F>(
+    phase: &Phase,
+    events: &Events,
+    timeline: &Timeline,
+    place: Place,
+    perform: &F,
+) -> Result<(), Error>
 where
     F: AsyncFn(Task) -> Result<(), Error>,
 {
+    let step = Step::begin(timeline, place);
     let event = |action: phase_event::Action| PhaseEvent {
         phase: phase.name.to_owned(),
         action: action.into(),
@@ -66,15 +79,23 @@ where
     events.publish(&event(phase_event::Action::Start));
     let count = phase.tasks.len();
     let tasks = phase.tasks.iter().enumerate().map(async |(i, task)| {
-        let step = format!("task {} ({}/{count})", task.name(), i + 1);
-        run_task(*task, &step, events, perform).await
+        let name = format!("task {} ({}/{count})", task.name(), i + 1);
+        let step = Step::begin(timeline, Place { task: Some(task.name()), ..place });
+        run_task(*task, &name, step, events, perform).await
     });
     let result = join_all(tasks).await.into_iter().collect();
+    step.end(&result);
     events.publish(&event(phase_event::Action::Stop));
     result
 }
 
-async fn run_task<F>(task: Task, step: &str, events: &Events, perform: &F) -> Result<(), Error>
+async fn run_task<F>(
+    task: Task,
+    name: &str,
+    step: Step<'_>,
+    events: &Events,
+    perform: &F,
+) -> Result<(), Error>
 where
     F: AsyncFn(Task) -> Result<(), Error>,
 {
@@ -82,16 +103,37 @@ where
         task: task.name().to_owned(),
         action: action.into(),
     };
-    let started = Instant::now();
-    debug!("{step}: starting");
+    debug!("{name}: starting");
     events.publish(&event(task_event::Action::Start));
     let result = perform(task).await;
+    let seconds = step.end(&result).as_secs_f64();
     events.publish(&event(task_event::Action::Stop));
     match &result {
-        Ok(()) => debug!("{step}: done, {:.3}s", started.elapsed().as_secs_f64()),
-        Err(_) => info!("{step}: failed"),
+        Ok(()) => debug!("{name}: done, {seconds:.3}s"),
+        Err(_) => info!("{name}: failed"),
     }
     result
+}
+
+/// A step under way, on its timeline.
+struct Step<'a> {
+    timeline: &'a Timeline,
+    index: usize,
+    start: Duration,
+}
+
+impl<'a> Step<'a> {
+    fn begin(timeline: &'a Timeline, place: Place) -> Self {
+        let start = orlop_sys::monotonic();
+        Self { timeline, index: timeline.story().began(start, place), start }
+    }
+
+    /// What it took.
+    fn end(self, result: &Result<(), Error>) -> Duration {
+        let now = orlop_sys::monotonic();
+        self.timeline.story().ended(now, self.index, result.is_err());
+        now.saturating_sub(self.start)
+    }
 }
 
 fn publish(
@@ -119,6 +161,7 @@ mod tests {
 
     use super::*;
     use crate::events::Tail;
+    use crate::timeline::Story;
 
     const TWO_PHASES: Sequence = Sequence {
         name: "boot",
@@ -131,7 +174,8 @@ mod tests {
     async fn run_with(fail: Option<Task>) -> (Vec<Task>, bool, Vec<SequenceEvent>) {
         let events = Events::new([0; 3]);
         let done = Mutex::new(Vec::new());
-        let result = run(&TWO_PHASES, &events, async |task| {
+        let timeline = Timeline::new(Story::default());
+        let result = run(&TWO_PHASES, &events, &timeline, async |task| {
             if let Ok(mut done) = done.lock() {
                 done.push(task);
             }
@@ -139,12 +183,16 @@ mod tests {
         })
         .await;
         let sequence_events = events
-            .watch(&Tail::All)
-            .0
+            .kept(&Tail::All)
             .iter()
             .filter(|record| record.data.type_url.ends_with("SequenceEvent"))
             .filter_map(|record| SequenceEvent::decode(&record.data.value[..]).ok())
             .collect();
+        let story = timeline.story();
+        assert!(story.steps().iter().all(|step| step.took().is_some()), "{story:?}");
+        let failures: u64 = story.steps().iter().map(|step| step.failures).sum();
+        // The task, its phase, its sequence.
+        assert_eq!(failures, if fail.is_some() { 3 } else { 0 });
         (done.into_inner().unwrap_or_default(), result.is_ok(), sequence_events)
     }
 

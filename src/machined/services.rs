@@ -27,6 +27,7 @@ use tracing::warn;
 use crate::api;
 use crate::error::Error;
 use crate::identity::Keeper;
+use crate::metrics;
 use crate::node::{BOOT_LIMIT, Node};
 
 /// The one binary, on the read-only root.
@@ -118,6 +119,12 @@ pub(crate) async fn start_api(node: &Node) -> Result<(), Error> {
         async move { api::serve(node, shutdown).await.map_err(|error| error.to_string()) }
     });
     socket_folder(Path::new(api::SOCKET), 0, ROUTERD_UID)?;
+    let (told, shutdown) = (node.clone(), node.shutdown().clone());
+    let text = move || {
+        let node = told.clone();
+        async move { metrics::text(&node).await }
+    };
+    node.spawn(metrics::socket::serve(metrics::socket::SOCKET, text, shutdown));
     start(node, Definition::new("machined", runner)).await
 }
 

@@ -98,6 +98,12 @@ impl Log {
         self.written.notify_one();
     }
 
+    /// Bytes that were ever written.
+    #[must_use]
+    pub fn written(&self) -> u64 {
+        *self.end.borrow()
+    }
+
     /// Reads the last `lines` lines and what comes after them; everything kept when `None`.
     #[must_use]
     pub fn read(&self, lines: Option<usize>) -> Reader {

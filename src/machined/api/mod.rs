@@ -4,6 +4,7 @@
 
 mod containers;
 pub(crate) mod host;
+mod node;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,15 +16,16 @@ use futures_util::stream::{self, Stream, StreamExt as _};
 use orlop_proto::common::{ContainerDriver, Data, Metadata};
 use orlop_proto::machine::machine_service_server::{MachineService, MachineServiceServer};
 use orlop_proto::machine::{self as proto, LogsRequest};
+use orlop_proto::orlop::v1alpha1::node_service_server::NodeServiceServer;
 use orlop_rt::{CancellationToken, version};
 use orlop_supervise::machine::Entry;
 use orlop_supervise::{Permissions, Service, State};
-use tokio::sync::broadcast::error::RecvError;
 use tokio::task::spawn_blocking;
 use tonic::codec::CompressionEncoding;
+use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
-use crate::events::{Record, Tail};
+use crate::events::{self, Record, Tail};
 use crate::kmsg::{self, Line};
 use crate::node::Node;
 use crate::power::End;
@@ -49,10 +51,14 @@ const GRACE: Duration = Duration::from_secs(2);
 /// Serves until `shutdown`; calls under way may finish.
 pub(crate) async fn serve(node: Node, shutdown: CancellationToken) -> io::Result<()> {
     let incoming = orlop_rpc::unix::listen(SOCKET)?;
-    let service = MachineServiceServer::new(Machine { node })
+    let machine = MachineServiceServer::new(Machine { node: node.clone() })
         .accept_compressed(CompressionEncoding::Gzip)
         .max_decoding_message_size(REQUEST_LIMIT);
-    orlop_rpc::serve(service, incoming, shutdown, GRACE).await.map_err(io::Error::other)
+    let told = NodeServiceServer::new(node::Told { node })
+        .accept_compressed(CompressionEncoding::Gzip)
+        .max_decoding_message_size(REQUEST_LIMIT);
+    let routes = Routes::new(machine).add_service(told);
+    orlop_rpc::serve(routes, incoming, shutdown, GRACE).await.map_err(io::Error::other)
 }
 
 #[derive(Debug)]
@@ -248,14 +254,11 @@ impl MachineService for Machine {
     }
 
     async fn events(&self, request: Request<proto::EventsRequest>) -> Streamed<proto::Event> {
-        let (past, live) = self.node.events().watch(&tail(&request.into_inner())?);
-        let past = stream::iter(past.into_iter().map(|record| Ok(event(&record))));
-        let live = stream::unfold(live, async |mut live| match live.recv().await {
-            Ok(record) => Some((Ok(event(&record)), live)),
-            // Too far behind: the stream ends, and the reader asks again from its last id.
-            Err(RecvError::Lagged(_) | RecvError::Closed) => None,
-        });
-        Ok(self.boxed(past.chain(live)))
+        let reader = self.node.events().watch(&tail(&request.into_inner())?);
+        let reader = reader.map_err(|crowded| Status::resource_exhausted(crowded.to_string()))?;
+        Ok(self.boxed(stream::unfold(reader, async |mut reader| {
+            reader.next().await.map(|record| (Ok(event(&record)), reader))
+        })))
     }
 
     async fn service_list(&self, _: Request<()>) -> Answer<proto::ServiceListResponse> {
@@ -396,7 +399,10 @@ fn tail(request: &proto::EventsRequest) -> Result<Tail, Status> {
     match (*tail_events, tail_id.as_str(), *tail_seconds) {
         (0, "", 0) => Ok(Tail::None),
         (count, "", 0) => Ok(usize::try_from(count).map_or(Tail::All, Tail::Last)),
-        (0, id, 0) => Ok(Tail::After(id.to_owned())),
+        (0, id, 0) if events::is_id(id) => Ok(Tail::After(id.to_owned())),
+        (0, id, 0) => Err(Status::invalid_argument(format!(
+            "tail_id {id:?} is no id of an event: those have 20 characters, 0-9 and a-v"
+        ))),
         (0, "", seconds) => {
             Ok(Tail::Within(Duration::from_secs(u64::try_from(seconds).unwrap_or_default())))
         }
