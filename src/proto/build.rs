@@ -1,6 +1,7 @@
 //! Generates the Rust types and services of `proto/` into `OUT_DIR`.
 
-const FILES: [&str; 6] = ["common", "google/rpc/status", "health", "machine", "network", "orlop"];
+const FILES: [&str; 7] =
+    ["common", "google/rpc/status", "health", "machine", "network", "orlop", "security"];
 const ROOT: &str = "../../proto";
 
 fn main() -> std::io::Result<()> {

@@ -36,6 +36,11 @@ pub mod orlop {
     }
 }
 
+/// trustd's API (`proto/security.proto`).
+pub mod security {
+    tonic::include_proto!("securityapi");
+}
+
 /// Public well-known types outside `google.protobuf`.
 pub mod google {
     /// `google.rpc.Status`.
