@@ -301,11 +301,14 @@ macro_rules! replies {
 messages!(common::Data, machine::Event);
 
 replies! {
+    machine::ApplyConfigurationResponse => machine::ApplyConfiguration,
+    machine::BootstrapResponse => machine::Bootstrap,
     machine::ContainersResponse => machine::Container,
     machine::MemoryResponse => machine::Memory,
     machine::MountsResponse => machine::Mounts,
     machine::ProcessesResponse => machine::Process,
     machine::RebootResponse => machine::Reboot,
+    machine::ResetResponse => machine::Reset,
     machine::ServiceListResponse => machine::ServiceList,
     machine::ServiceRestartResponse => machine::ServiceRestart,
     machine::ServiceStartResponse => machine::ServiceStart,

@@ -51,6 +51,16 @@ pub(crate) enum Error {
     NotRegistered { id: String },
     #[error("{} is there already", path.display())]
     Exists { path: PathBuf },
+    #[error("read {}", path.display())]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("which node is meant?")]
+    NoStranger,
+    #[error("prepare the connection")]
+    Tls(#[source] orlop_pki::Error),
     #[error("write {}", path.display())]
     Write {
         path: PathBuf,
@@ -125,6 +135,9 @@ impl Error {
                 "the node is reachable but busy, or its services hang: orlopctl services"
                     .to_owned(),
             ),
+            Self::NoStranger => {
+                Some("add -n ADDRESS; the node's console shows its addresses".to_owned())
+            }
             Self::NotRegistered { .. } => Some("orlopctl services lists them".to_owned()),
             Self::Exists { .. } => {
                 Some("--force writes over it, and over the secrets in it".to_owned())
@@ -137,6 +150,8 @@ impl Error {
             | Self::Identity { .. }
             | Self::Endpoint(_)
             | Self::Ended { .. }
+            | Self::Read { .. }
+            | Self::Tls(_)
             | Self::Write { .. }
             | Self::Generate(_)
             | Self::Unacceptable(_)
@@ -151,7 +166,9 @@ impl Error {
         match self {
             Self::Output(source) if source.kind() == io::ErrorKind::BrokenPipe => Exit::Ok,
             Self::Generate(generate::Error::Secrets(_)) => Exit::Software,
-            Self::Generate(_) | Self::Unacceptable(_) | Self::Node { .. } => Exit::Usage,
+            Self::Generate(_) | Self::Unacceptable(_) | Self::Node { .. } | Self::NoStranger => {
+                Exit::Usage
+            }
             Self::ClientConfiguration(client::Error::File { operation: "write", .. }) => {
                 Exit::Failed
             }
@@ -169,9 +186,10 @@ impl Error {
             | Self::Failed { .. }
             | Self::NotRegistered { .. }
             | Self::Exists { .. }
+            | Self::Read { .. }
             | Self::Write { .. }
             | Self::Output(_) => Exit::Failed,
-            Self::Signal(_) | Self::Runtime(_) => Exit::Software,
+            Self::Tls(_) | Self::Signal(_) | Self::Runtime(_) => Exit::Software,
         }
     }
 }
@@ -232,6 +250,8 @@ enum Trouble {
     UnknownIssuer,
     /// The node's certificate does not name the endpoint.
     OtherName,
+    /// The node's key is not the one whose fingerprint was given.
+    OtherKey,
     /// The node's certificate is wrong in another way, such as its time.
     Certificate,
     /// The node does not accept our certificate.
@@ -252,6 +272,7 @@ impl Trouble {
             _ if text.contains("UnknownIssuer") || text.contains("BadSignature") => {
                 Self::UnknownIssuer
             }
+            _ if text.contains("has the fingerprint") => Self::OtherKey,
             _ if text.contains("not valid for name") => Self::OtherName,
             _ if text.contains("invalid peer certificate") => Self::Certificate,
             _ if text.contains("InvalidContentType") => Self::NotTls,
@@ -289,6 +310,9 @@ impl Trouble {
                  to machine.certSANs of its configuration"
                     .to_owned()
             }
+            Self::OtherKey => "compare the address and the fingerprint with the node's console; \
+                 a node in maintenance has a new one after each boot"
+                .to_owned(),
             Self::Certificate => "do the clocks of the node and of this machine agree?".to_owned(),
             Self::ClientCertificate => format!(
                 "the node does not accept the certificate of {identity}; choose another with --context \

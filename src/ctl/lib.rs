@@ -15,6 +15,7 @@ macro_rules! say {
     }};
 }
 
+mod apply;
 mod client;
 mod containers;
 mod context;
@@ -80,13 +81,22 @@ fn run(options: &Options) -> Result<(), Error> {
         }
         _ => {}
     }
-    let client = context::open(global)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.map_err(Error::Runtime)?.block_on(ask(&client, command))
+    let runtime = runtime.map_err(Error::Runtime)?;
+    if let Command::ApplyConfig(options) = command
+        && options.insecure
+    {
+        let nodes = apply::strangers(global, options)?;
+        return nodes.iter().try_for_each(|node| runtime.block_on(apply::apply(node, options)));
+    }
+    let client = context::open(global)?;
+    runtime.block_on(ask(&client, command))
 }
 
 async fn ask(client: &client::Client, command: &Command) -> Result<(), Error> {
     match command {
+        Command::ApplyConfig(options) => apply::apply(client, options).await,
+        Command::Bootstrap => apply::bootstrap(client).await,
         Command::Containers(options) => containers::list(client, options).await,
         Command::Dmesg(options) => logs::dmesg(client, options).await,
         Command::Events(options) => events::run(client, options).await,
@@ -96,6 +106,7 @@ async fn ask(client: &client::Client, command: &Command) -> Result<(), Error> {
         Command::Mounts(options) => mounts::run(client, options).await,
         Command::Processes(options) => processes::run(client, options).await,
         Command::Reboot => power::reboot(client).await,
+        Command::Reset(options) => apply::reset(client, options).await,
         Command::Routes(options) => network::list_routes(client, options).await,
         Command::Service(options) => services::run(client, options).await,
         Command::Shutdown => power::shutdown(client).await,

@@ -7,8 +7,8 @@ use clap_complete::Shell;
 
 use crate::endpoint::Endpoint;
 use crate::{
-    containers, context, events, generate, logs, memory, mounts, network, processes, services,
-    version,
+    apply, containers, context, events, generate, logs, memory, mounts, network, processes,
+    services, version,
 };
 
 /// Drives nodes through their API.
@@ -41,6 +41,11 @@ pub(crate) struct Global {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Give a machine configuration to nodes
+    #[command(visible_alias = "apply")]
+    ApplyConfig(apply::ApplyOptions),
+    /// Start the cluster on this one node
+    Bootstrap,
     /// Show and change the client configuration
     #[command(subcommand)]
     Config(context::Command),
@@ -69,6 +74,8 @@ pub(crate) enum Command {
     Processes(processes::Options),
     /// Reboot nodes
     Reboot,
+    /// Wipe what nodes keep, and switch them off
+    Reset(apply::ResetOptions),
     /// List network routes
     #[command(visible_alias = "route")]
     Routes(network::Options),

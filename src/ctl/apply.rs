@@ -1,0 +1,144 @@
+//! `apply-config`, `bootstrap` and `reset`: what makes a machine a node, and a node a machine again.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::ValueEnum;
+use orlop_proto::machine::apply_configuration_request::Mode as ProtoMode;
+use orlop_proto::machine::{
+    ApplyConfigurationRequest, BootstrapRequest, ResetPartitionSpec, ResetRequest,
+};
+
+use crate::client::{Answer, Client, machine};
+use crate::endpoint::Endpoint;
+use crate::error::Error;
+use crate::options::Global;
+
+/// When the configuration becomes the node's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Mode {
+    /// At once, as much of it as needs no reboot
+    Auto,
+    /// The same
+    NoReboot,
+    /// It is kept, and the node reboots
+    Reboot,
+    /// It is kept for the next boot
+    Staged,
+    /// At once, and taken back after --timeout
+    Try,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ApplyOptions {
+    /// The machine configuration
+    #[arg(short, long, value_name = "FILE")]
+    file: PathBuf,
+    /// The node is in maintenance: no certificate is shown; -n or -e says where it is
+    #[arg(short, long)]
+    pub(crate) insecure: bool,
+    /// The fingerprint that the node's console shows; without it, any node will do
+    #[arg(long, value_name = "FINGERPRINT", requires = "insecure")]
+    cert_fingerprint: Option<String>,
+    /// When it becomes the node's
+    #[arg(short, long, value_enum, default_value = "auto")]
+    mode: Mode,
+    /// Keep it for the next boot, and nothing else (the same as --mode staged)
+    #[arg(long, conflicts_with = "mode")]
+    no_reboot: bool,
+    /// Only say what would change
+    #[arg(long)]
+    dry_run: bool,
+    /// With --mode try: seconds until the old configuration is back
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    timeout: u32,
+}
+
+/// Applies a configuration to nodes that know us.
+pub(crate) async fn apply(client: &Client, options: &ApplyOptions) -> Result<(), Error> {
+    let request = request(options)?;
+    let call = async |node| machine(node).apply_configuration(request.clone()).await;
+    for Answer { node, message } in client.ask("apply the configuration", call).await? {
+        message.warnings.iter().for_each(|warning| say!("warning: {node}: {warning}"));
+        say!("{node}: {}", message.mode_details);
+    }
+    Ok(())
+}
+
+/// Clients for nodes in maintenance, one for each: nothing is handed on by them.
+pub(crate) fn strangers(global: &Global, options: &ApplyOptions) -> Result<Vec<Client>, Error> {
+    let named = global.nodes.iter().map(|node| node.parse::<Endpoint>());
+    let nodes: Vec<_> = match global.endpoints.as_slice() {
+        [] => named.collect::<Result<_, _>>()?,
+        endpoints => endpoints.to_vec(),
+    };
+    if nodes.is_empty() {
+        return Err(Error::NoStranger);
+    }
+    let fingerprint = options.cert_fingerprint.clone();
+    let tls = orlop_pki::stranger::client_config(fingerprint).map_err(Error::Tls)?;
+    let client = |node| Client::new(vec![node], Vec::new(), "nobody".to_owned(), tls.clone());
+    nodes.into_iter().map(client).collect()
+}
+
+fn request(options: &ApplyOptions) -> Result<ApplyConfigurationRequest, Error> {
+    let path = &options.file;
+    let data = fs::read(path).map_err(|source| Error::Read { path: path.clone(), source })?;
+    let mode = match options.mode {
+        _ if options.no_reboot => ProtoMode::Staged,
+        Mode::Auto => ProtoMode::Auto,
+        Mode::NoReboot => ProtoMode::NoReboot,
+        Mode::Reboot => ProtoMode::Reboot,
+        Mode::Staged => ProtoMode::Staged,
+        Mode::Try => ProtoMode::Try,
+    };
+    let limit = Duration::from_secs(options.timeout.into());
+    let limit = (mode == ProtoMode::Try).then(|| limit.try_into().ok()).flatten();
+    Ok(ApplyConfigurationRequest {
+        data,
+        no_reboot: options.no_reboot,
+        mode: mode.into(),
+        dry_run: options.dry_run,
+        try_mode_timeout: limit,
+    })
+}
+
+pub(crate) async fn bootstrap(client: &Client) -> Result<(), Error> {
+    let call = async |node| machine(node).bootstrap(BootstrapRequest::default()).await;
+    for Answer { node, .. } in client.ask("bootstrap", call).await? {
+        say!("{node} bootstraps its cluster");
+    }
+    Ok(())
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ResetOptions {
+    /// Leave the cluster in order first
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1,
+        default_missing_value = "true", require_equals = true)]
+    graceful: bool,
+    /// Reboot when it is done; else the node is switched off
+    #[arg(long)]
+    reboot: bool,
+    /// Wipe only these: STATE, EPHEMERAL, …; else all that the node keeps
+    #[arg(long, value_delimiter = ',', value_name = "LABEL")]
+    system_labels_to_wipe: Vec<String>,
+}
+
+pub(crate) async fn reset(client: &Client, options: &ResetOptions) -> Result<(), Error> {
+    let labels = options.system_labels_to_wipe.iter();
+    let request = ResetRequest {
+        graceful: options.graceful,
+        reboot: options.reboot,
+        system_partitions_to_wipe: labels
+            .map(|label| ResetPartitionSpec { label: label.clone(), wipe: true })
+            .collect(),
+        ..ResetRequest::default()
+    };
+    let call = async |node| machine(node).reset(request.clone()).await;
+    for Answer { node, .. } in client.ask("reset", call).await? {
+        say!("{node} is reset");
+    }
+    Ok(())
+}
