@@ -20,6 +20,7 @@ pub(crate) const ROLES: &[Role] = &[
     Role::new("networkd", "links, addresses, routes, resolvers", orlop_networkd::main),
     Role::new("routerd", "passes local calls to the daemon that serves them", orlop_routerd::main),
     Role::new("apid", "mutual-TLS front door on port 50000", orlop_apid::main),
+    Role::new("trustd", "certificates for nodes that hold the token", orlop_trustd::main),
     Role::new("orlopctl", "the operator's command line", orlop_ctl::main),
 ];
 
