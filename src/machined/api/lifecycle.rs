@@ -1,0 +1,186 @@
+//! What changes the node as a whole: its configuration, its end. Decisions are [`crate::apply`]'s; here
+//! requests of both generations become its words.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use orlop_proto::machine as proto;
+use orlop_proto::machine::apply_configuration_request::Mode as ProtoMode;
+use orlop_proto::machine::reset_request::WipeMode;
+use tonic::{Code, Status};
+
+use crate::Error;
+use crate::apply::{self, Mode, Problem};
+use crate::node::Node;
+use crate::power::End;
+use crate::volumes::{self, EPHEMERAL, LABELS, STATE};
+
+/// How long a configuration is tried when the caller does not say.
+const TRY_LIMIT: Duration = Duration::from_secs(60);
+
+/// `ApplyConfiguration`. Generation v0.8 says `no_reboot` and nothing else; its clients mean a reboot
+/// when they do not say it, as today's do by `REBOOT`.
+pub(super) async fn apply(
+    node: &Node,
+    request: proto::ApplyConfigurationRequest,
+) -> Result<proto::ApplyConfiguration, Status> {
+    let mode = mode(&request)?;
+    let outcome =
+        apply::apply(node, &request.data, mode, request.dry_run).await.map_err(|problem| {
+            let code = match &problem {
+                Problem::Busy | Problem::Forgetful => Code::FailedPrecondition,
+                Problem::Wrong(_) | Problem::OnlyAtOnce => Code::InvalidArgument,
+                Problem::Failed(_) => Code::Internal,
+            };
+            Status::new(code, orlop_rt::Chain(&problem).to_string())
+        })?;
+    let taken = match mode {
+        Mode::Reboot => ProtoMode::Reboot,
+        Mode::Live => ProtoMode::NoReboot,
+        Mode::Staged => ProtoMode::Staged,
+        Mode::Try(_) => ProtoMode::Try,
+    };
+    Ok(proto::ApplyConfiguration {
+        metadata: None,
+        warnings: outcome.warnings,
+        mode: taken.into(),
+        mode_details: outcome.details,
+    })
+}
+
+fn mode(request: &proto::ApplyConfigurationRequest) -> Result<Mode, Status> {
+    if request.no_reboot {
+        return Ok(Mode::Staged);
+    }
+    match ProtoMode::try_from(request.mode) {
+        Ok(ProtoMode::Reboot) => Ok(Mode::Reboot),
+        Ok(ProtoMode::Auto | ProtoMode::NoReboot) => Ok(Mode::Live),
+        Ok(ProtoMode::Staged) => Ok(Mode::Staged),
+        Ok(ProtoMode::Try) => {
+            let limit = request.try_mode_timeout.map_or(Ok(TRY_LIMIT), Duration::try_from);
+            let limit = limit.ok().filter(|limit| !limit.is_zero());
+            limit.map(Mode::Try).ok_or_else(|| {
+                Status::invalid_argument("try_mode_timeout: a time longer than none is needed")
+            })
+        }
+        Err(_) => Err(Status::invalid_argument(format!("mode {}: unknown", request.mode))),
+    }
+}
+
+/// `Reset`: which devices are wiped, and how the node ends.
+pub(super) fn reset(node: &Node, request: &proto::ResetRequest) -> Result<(), Status> {
+    let devices = wiped(request, |label| {
+        let found = volumes::find(label).map_err(|error| internal(&error))?;
+        Ok(found.map(|(device, _)| device))
+    })?;
+    let end = if request.reboot { End::Reboot } else { node.shutdown_end() };
+    node.request_reset(devices, end);
+    Ok(())
+}
+
+/// Those named and marked; without any name, all this node keeps.
+fn wiped(
+    request: &proto::ResetRequest,
+    find: impl Fn(&str) -> Result<Option<PathBuf>, Status>,
+) -> Result<Vec<PathBuf>, Status> {
+    if request.mode() == WipeMode::UserDisks || !request.user_disks_to_wipe.is_empty() {
+        return Err(Status::unimplemented("disks of the user's are not wiped yet"));
+    }
+    let named = &request.system_partitions_to_wipe;
+    if let Some(unknown) = named.iter().find(|spec| !LABELS.contains(&spec.label.as_str())) {
+        return Err(Status::invalid_argument(format!(
+            "label {:?} is not supported",
+            unknown.label
+        )));
+    }
+    if named.is_empty() {
+        let all = [STATE, EPHEMERAL].into_iter().map(find);
+        return Ok(all.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect());
+    }
+    let mut devices = Vec::new();
+    for spec in named {
+        let device = find(&spec.label)?.ok_or_else(|| {
+            Status::failed_precondition(format!("no volume is labelled {:?}", spec.label))
+        })?;
+        if spec.wipe {
+            devices.push(device);
+        }
+    }
+    Ok(devices)
+}
+
+/// `Bootstrap`, on a node that has no etcd to start.
+pub(super) fn bootstrap(node: &Node) -> Result<proto::Bootstrap, Status> {
+    let config = node.config().map_err(|error| internal(&error))?;
+    if !config.machine.kind.is_control_plane() {
+        return Err(Status::failed_precondition(
+            "bootstrap can only be performed on a control plane node",
+        ));
+    }
+    Err(no_etcd("bootstrap is not available yet"))
+}
+
+/// For what works on etcd.
+pub(super) fn no_etcd(what: &str) -> Status {
+    Status::failed_precondition(format!("{what}: etcd does not run on this node"))
+}
+
+/// For what works on the node's own disk.
+pub(super) fn not_installed(what: &str) -> Status {
+    Status::failed_precondition(format!("{what}: this node is not installed on a disk"))
+}
+
+fn internal(error: &Error) -> Status {
+    Status::internal(orlop_rt::Chain(error).to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(label: &str, wipe: bool) -> proto::ResetPartitionSpec {
+        proto::ResetPartitionSpec { label: label.to_owned(), wipe }
+    }
+
+    fn decided(specs: &[proto::ResetPartitionSpec]) -> Result<Vec<PathBuf>, String> {
+        let request = proto::ResetRequest {
+            system_partitions_to_wipe: specs.to_vec(),
+            ..proto::ResetRequest::default()
+        };
+        let find = |label: &str| Ok((label != "META").then(|| PathBuf::from(label)));
+        wiped(&request, find).map_err(|status| status.message().to_owned())
+    }
+
+    #[test]
+    fn a_reset_wipes_what_is_named_and_marked_or_all() {
+        assert_eq!(decided(&[]), Ok(vec![PathBuf::from(STATE), PathBuf::from(EPHEMERAL)]));
+        assert_eq!(decided(&[spec(STATE, true), spec(EPHEMERAL, false)]), Ok(vec![STATE.into()]));
+        assert_eq!(decided(&[spec(STATE, false)]), Ok(Vec::new()));
+        assert_eq!(decided(&[spec("root", true)]), Err("label \"root\" is not supported".into()));
+        assert_eq!(decided(&[spec("META", true)]), Err("no volume is labelled \"META\"".into()));
+    }
+
+    #[test]
+    fn both_generations_say_when() {
+        let request = |no_reboot, mode: ProtoMode| proto::ApplyConfigurationRequest {
+            no_reboot,
+            mode: mode.into(),
+            ..proto::ApplyConfigurationRequest::default()
+        };
+        for (no_reboot, asked, expected) in [
+            (false, ProtoMode::Reboot, Mode::Reboot),
+            (true, ProtoMode::Reboot, Mode::Staged),
+            (false, ProtoMode::Auto, Mode::Live),
+            (false, ProtoMode::NoReboot, Mode::Live),
+            (false, ProtoMode::Staged, Mode::Staged),
+            (false, ProtoMode::Try, Mode::Try(TRY_LIMIT)),
+        ] {
+            assert_eq!(mode(&request(no_reboot, asked)).ok(), Some(expected), "{asked:?}");
+        }
+        let zero = proto::ApplyConfigurationRequest {
+            try_mode_timeout: Some(prost_types::Duration::default()),
+            ..request(false, ProtoMode::Try)
+        };
+        assert!(mode(&zero).is_err());
+    }
+}

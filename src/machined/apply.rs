@@ -1,0 +1,239 @@
+//! Applying a configuration to a node: what each mode asks for, what can be had at once, and what waits
+//! for the next boot (spec §5.5, ApplyConfiguration).
+
+use std::time::Duration;
+
+use orlop_config::machine::MachineConfig;
+use tokio::time::sleep;
+use tracing::{error, info};
+
+use crate::config::{self, Refusal};
+use crate::document::Document;
+use crate::node::{Ending, Node};
+use crate::plan::APPLY_CONFIGURATION;
+use crate::power::End;
+use crate::{Error, services, user, volumes};
+
+/// When a configuration becomes the node's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// At once, all of it: it is kept, and the node reboots.
+    Reboot,
+    /// At once, as much of it as needs no reboot; the rest at the next.
+    Live,
+    /// At the next boot.
+    Staged,
+    /// At once, and only for so long: then the old one is back. Nothing is kept.
+    Try(Duration),
+}
+
+/// Why a configuration is not applied.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Problem {
+    #[error("another apply configuration is already in progress")]
+    Busy,
+    #[error("{0}")]
+    Wrong(String),
+    #[error(
+        "this node keeps nothing over a reboot, because no volume is labelled {}: apply with \
+         --mode no-reboot, or change what talos.config names",
+        volumes::STATE
+    )]
+    Forgetful,
+    #[error("a node in maintenance takes its configuration at once: apply without --no-reboot")]
+    OnlyAtOnce,
+    #[error(transparent)]
+    Failed(#[from] Error),
+}
+
+/// What became of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Outcome {
+    pub(crate) warnings: Vec<String>,
+    /// For a person to read.
+    pub(crate) details: String,
+}
+
+/// Applies `bytes`; with `dry_run`, only says what that would do.
+pub(crate) async fn apply(
+    node: &Node,
+    bytes: &[u8],
+    mode: Mode,
+    dry_run: bool,
+) -> Result<Outcome, Problem> {
+    let _turn = node.applying().ok_or(Problem::Busy)?;
+    let new = match config::check(node, bytes).await {
+        Ok(new) => new,
+        Err(Refusal::Wrong(problems)) => return Err(Problem::Wrong(problems)),
+        Err(Refusal::Failed(error)) => return Err(error.into()),
+    };
+    if node.in_maintenance() {
+        let details = match mode {
+            Mode::Staged | Mode::Try(_) => return Err(Problem::OnlyAtOnce),
+            Mode::Reboot | Mode::Live if dry_run => "the node would be configured",
+            Mode::Reboot | Mode::Live => {
+                if !node.offer(new) {
+                    return Err(Problem::Busy);
+                }
+                "the node is being configured"
+            }
+        };
+        return Ok(Outcome { details: details.to_owned(), ..Outcome::default() });
+    }
+    let old = node.document()?;
+    let changes = Changes::between(&old.config(), &new.config());
+    let keeps = volumes::keep_state()?;
+    if !keeps && matches!(mode, Mode::Reboot | Mode::Staged) {
+        return Err(Problem::Forgetful);
+    }
+    let outcome = changes.told(mode, keeps, dry_run);
+    if dry_run {
+        return Ok(outcome);
+    }
+    match mode {
+        Mode::Reboot => {
+            node.set_document(new);
+            node.request_end(Ending { sequence: &APPLY_CONFIGURATION, end: End::Reboot });
+        }
+        Mode::Staged => config::keep(&new)?,
+        Mode::Live => {
+            config::keep(&new)?;
+            go_by(node, new, &changes).await?;
+        }
+        Mode::Try(limit) => {
+            let old = Document::clone(&old);
+            go_by(node, new, &changes).await?;
+            revert_later(node, old, limit)?;
+        }
+    }
+    info!(?mode, "a new machine configuration was applied");
+    Ok(outcome)
+}
+
+/// Makes `new` what the node goes by, with what that changes at once.
+async fn go_by(node: &Node, new: Document, changes: &Changes) -> Result<(), Error> {
+    let config = new.config();
+    node.set_document(new);
+    if changes.sysctls {
+        user::write_sysctls(&config.machine.sysctls);
+    }
+    if changes.network {
+        services::apply_network(node, &config.machine.network).await?;
+    }
+    Ok(())
+}
+
+/// Goes back to `old` after `limit`, unless another configuration was applied meanwhile.
+fn revert_later(node: &Node, old: Document, limit: Duration) -> Result<(), Error> {
+    let tried = node.document()?;
+    let reverting = node.clone();
+    node.spawn(async move {
+        sleep(limit).await;
+        let result = async {
+            let now = reverting.document()?;
+            if !std::sync::Arc::ptr_eq(&now, &tried) {
+                return Ok(());
+            }
+            info!("the configuration that was tried is taken back");
+            let changes = Changes::between(&now.config(), &old.config());
+            go_by(&reverting, old, &changes).await
+        };
+        if let Err(error) = result.await {
+            error!(error = %orlop_rt::Chain(&error), "go back to the former configuration");
+        }
+    });
+    Ok(())
+}
+
+/// Where two configurations differ.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Changes {
+    network: bool,
+    sysctls: bool,
+    /// Keys whose new values need a boot.
+    later: Vec<&'static str>,
+}
+
+impl Changes {
+    fn between(old: &MachineConfig, new: &MachineConfig) -> Self {
+        let (a, b) = (&old.machine, &new.machine);
+        let later = [
+            ("machine.type", a.kind != b.kind),
+            ("machine.token", a.token != b.token),
+            ("machine.ca", a.ca != b.ca),
+            ("machine.certSANs", a.cert_sans != b.cert_sans),
+            ("machine.kubelet", a.kubelet != b.kubelet),
+            ("machine.disks", a.disks != b.disks),
+            ("machine.install", a.install != b.install),
+            ("machine.files", a.files != b.files),
+            ("machine.env", a.env != b.env),
+            ("machine.time", a.time != b.time),
+            ("machine.registries", a.registries != b.registries),
+            ("cluster", old.cluster != new.cluster),
+        ];
+        let changes = Self {
+            network: a.network != b.network,
+            sysctls: a.sysctls != b.sysctls,
+            later: later.iter().filter(|(_, differs)| *differs).map(|(key, _)| *key).collect(),
+        };
+        // A key that is not listed above must not be passed over in silence.
+        if changes == Self::default() && a != b {
+            return Self { later: vec!["machine"], ..changes };
+        }
+        changes
+    }
+
+    /// In words.
+    fn told(&self, mode: Mode, keeps: bool, dry_run: bool) -> Outcome {
+        let live: Vec<_> = [("machine.network", self.network), ("machine.sysctls", self.sysctls)]
+            .iter()
+            .filter(|(_, differs)| *differs)
+            .map(|(key, _)| *key)
+            .collect();
+        let all = [live.as_slice(), &self.later].concat();
+        let mut warnings = Vec::new();
+        if matches!(mode, Mode::Live | Mode::Try(_)) && !self.later.is_empty() {
+            warnings.push(format!("not before the next boot: {}", self.later.join(", ")));
+        }
+        if mode == Mode::Live && !keeps {
+            warnings.push(format!(
+                "no volume is labelled {}: the configuration is lost with the next boot",
+                volumes::STATE
+            ));
+        }
+        let would = if dry_run { "would change" } else { "changed" };
+        let when = match mode {
+            Mode::Reboot => "; the node reboots".to_owned(),
+            Mode::Staged => " with the next boot".to_owned(),
+            Mode::Live => String::new(),
+            Mode::Try(limit) => format!(", and back in {} s", limit.as_secs()),
+        };
+        let details = match all.as_slice() {
+            [] => "nothing differs".to_owned(),
+            keys => format!("{would}: {}{when}", keys.join(", ")),
+        };
+        Outcome { warnings, details }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_changes_at_once_and_what_later() {
+        let old = MachineConfig::default();
+        let mut new = old.clone();
+        assert_eq!(Changes::between(&old, &new), Changes::default());
+        new.machine.sysctls.insert("a.b".to_owned(), "1".to_owned());
+        new.machine.env.insert("A".to_owned(), "1".to_owned());
+        let changes = Changes::between(&old, &new);
+        assert_eq!(changes, Changes { network: false, sysctls: true, later: vec!["machine.env"] });
+        let told = changes.told(Mode::Live, false, false);
+        assert_eq!(told.details, "changed: machine.sysctls, machine.env");
+        assert_eq!(told.warnings.len(), 2, "{told:?}");
+        let told = changes.told(Mode::Reboot, true, true);
+        assert_eq!(told.details, "would change: machine.sysctls, machine.env; the node reboots");
+        assert_eq!(told.warnings.len(), 0);
+    }
+}

@@ -1,0 +1,31 @@
+//! A machine configuration with the text it was read from: the text is what is kept and shown, so that
+//! its author finds their own order and comments again.
+
+use std::sync::Arc;
+
+use orlop_config::Problems;
+use orlop_config::machine::{self, MachineConfig};
+use orlop_pki::Secret;
+
+/// One that is sound.
+#[derive(Clone, Debug)]
+pub(crate) struct Document {
+    text: Secret,
+    config: Arc<MachineConfig>,
+}
+
+impl Document {
+    /// Reads it; `file` is what its author calls it.
+    pub(crate) fn parse(file: &str, text: String) -> Result<Self, Problems> {
+        let config = Arc::new(machine::parse(file, &text)?);
+        Ok(Self { text: text.into(), config })
+    }
+
+    pub(crate) fn config(&self) -> Arc<MachineConfig> {
+        Arc::clone(&self.config)
+    }
+
+    pub(crate) fn text(&self) -> &str {
+        self.text.expose()
+    }
+}

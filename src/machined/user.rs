@@ -1,0 +1,118 @@
+//! What the configuration sets up for its user before services start: sysctls and files.
+//!
+//! A line that cannot be carried out is told and left out: a node that boots can be corrected.
+
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use nix::mount::{MsFlags, mount};
+use orlop_config::machine::{File as UserFile, FileOperation};
+use tracing::{error, info};
+
+use crate::hardening;
+
+/// Only below this can files be made; what lies elsewhere is covered by a copy here.
+const WRITABLE: &str = "/var";
+
+/// `machine.sysctls`.
+pub(crate) fn write_sysctls(sysctls: &BTreeMap<String, String>) {
+    if !sysctls.is_empty() {
+        hardening::apply_user_sysctls(sysctls);
+    }
+}
+
+/// `machine.files`.
+pub(crate) fn write_files(files: &[UserFile]) {
+    for file in files {
+        match write_file(file, Path::new("/")) {
+            Ok(()) => info!(path = file.path, "wrote a file of the configuration"),
+            Err(error) => error!(
+                path = file.path,
+                %error, "a file of the configuration is not written; correct machine.files"
+            ),
+        }
+    }
+}
+
+/// Writes one below `root`.
+fn write_file(file: &UserFile, root: &Path) -> io::Result<()> {
+    let target = below(root, &file.path);
+    let content = match file.op {
+        FileOperation::Create => file.content.expose().to_owned(),
+        FileOperation::Overwrite => existing(&target).map(|_| file.content.expose().to_owned())?,
+        FileOperation::Append => format!("{}\n{}", existing(&target)?, file.content.expose()),
+    };
+    let covers = !Path::new(&file.path).starts_with(WRITABLE);
+    let written = if covers { below(&below(root, WRITABLE), &file.path) } else { target.clone() };
+    let folder = written.parent().unwrap_or(&written);
+    DirBuilder::new().recursive(true).mode(0o755).create(folder)?;
+    put(&written, &content, file.permissions.0)?;
+    if covers { cover(&written, &target) } else { Ok(()) }
+}
+
+fn below(root: &Path, path: &str) -> PathBuf {
+    root.join(path.trim_start_matches('/'))
+}
+
+/// The content of a file that must be there.
+fn existing(path: &Path) -> io::Result<String> {
+    if !fs::symlink_metadata(path)?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    fs::read_to_string(path)
+}
+
+fn put(path: &Path, content: &str, mode: u32) -> io::Result<()> {
+    let beside = PathBuf::from(format!("{}.orlop-new", path.display()));
+    let mut file =
+        File::options().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+    file.write_all(content.as_bytes())?;
+    // Not subject to the umask.
+    file.set_permissions(fs::Permissions::from_mode(mode))?;
+    file.sync_all()?;
+    fs::rename(&beside, path)
+}
+
+/// Shows `source`, read-only, in place of `target`.
+fn cover(source: &Path, target: &Path) -> io::Result<()> {
+    let bind = |flags| mount(Some(source), target, None::<&str>, flags, None::<&str>);
+    bind(MsFlags::MS_BIND)?;
+    Ok(bind(MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY)?)
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    fn file(path: &str, op: FileOperation) -> UserFile {
+        UserFile {
+            content: "new".to_owned().into(),
+            path: path.to_owned(),
+            op,
+            ..UserFile::default()
+        }
+    }
+
+    #[test]
+    fn each_operation_does_what_it_is_called() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("var/lib/a");
+        let read = |name: &str| fs::read_to_string(folder.join(name)).unwrap();
+        write_file(&file("/var/lib/a/made", FileOperation::Create), root.path()).unwrap();
+        assert_eq!(read("made"), "new");
+        fs::write(folder.join("old"), "old").unwrap();
+        write_file(&file("/var/lib/a/old", FileOperation::Append), root.path()).unwrap();
+        assert_eq!(read("old"), "old\nnew");
+        write_file(&file("/var/lib/a/old", FileOperation::Overwrite), root.path()).unwrap();
+        assert_eq!(read("old"), "new");
+        for op in [FileOperation::Append, FileOperation::Overwrite] {
+            write_file(&file("/var/lib/a/absent", op), root.path()).unwrap_err();
+            write_file(&file("/var/lib/a", op), root.path()).unwrap_err();
+        }
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 2);
+    }
+}
