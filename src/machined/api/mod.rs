@@ -1,10 +1,15 @@
 //! The machine API (`machine.MachineService`) on machined's unix socket: proto on one side, the node's
 //! own types on the other. What a method needs of `/proc` is in [`host`], of containerd in
-//! [`containers`]; methods that later issues bring answer `Unimplemented`.
+//! [`containers`], of files in [`files`] and [`archive`], on [`threads`] of their own; methods that
+//! later issues bring answer `Unimplemented`.
 
+mod archive;
 mod containers;
+mod files;
 pub(crate) mod host;
 mod node;
+mod threads;
+mod walk;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -25,6 +30,8 @@ use tonic::codec::CompressionEncoding;
 use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
+use threads::Threads;
+
 use crate::events::{self, Record, Tail};
 use crate::kmsg::{self, Line};
 use crate::node::Node;
@@ -36,6 +43,9 @@ pub(crate) const SOCKET: &str = "/system/run/machined/machine.sock";
 
 /// Bytes of a stream that travel in one message; readers do not care.
 const CHUNK: usize = 32 << 10;
+/// Chunks that wait for a slow reader, and entries of folders (without extended attributes).
+const CHUNKS_AHEAD: usize = 4;
+const ENTRIES_AHEAD: usize = 64;
 const SYSTEM: &str = "system";
 const KUBERNETES: &str = "k8s.io";
 
@@ -51,7 +61,8 @@ const GRACE: Duration = Duration::from_secs(2);
 /// Serves until `shutdown`; calls under way may finish.
 pub(crate) async fn serve(node: Node, shutdown: CancellationToken) -> io::Result<()> {
     let incoming = orlop_rpc::unix::listen(SOCKET)?;
-    let machine = MachineServiceServer::new(Machine { node: node.clone() })
+    let machine = Machine { node: node.clone(), threads: Threads::new() };
+    let machine = MachineServiceServer::new(machine)
         .accept_compressed(CompressionEncoding::Gzip)
         .max_decoding_message_size(REQUEST_LIMIT);
     let told = NodeServiceServer::new(node::Told { node })
@@ -64,6 +75,7 @@ pub(crate) async fn serve(node: Node, shutdown: CancellationToken) -> io::Result
 #[derive(Debug)]
 struct Machine {
     node: Node,
+    threads: Threads,
 }
 
 /// What can be asked for a service.
@@ -251,6 +263,34 @@ impl MachineService for Machine {
             let bytes = if follow { reader.next(CHUNK).await? } else { reader.available(CHUNK) };
             (!bytes.is_empty()).then(|| (Ok(data(bytes)), reader))
         })))
+    }
+
+    async fn list(&self, request: Request<proto::ListRequest>) -> Streamed<proto::FileInfo> {
+        let request = request.into_inner();
+        let ahead = if request.report_xattrs { CHUNKS_AHEAD } else { ENTRIES_AHEAD };
+        let entries = self.threads.stream(ahead, move |outlet| files::list(outlet, &request));
+        Ok(self.boxed(entries.await?))
+    }
+
+    async fn disk_usage(
+        &self,
+        request: Request<proto::DiskUsageRequest>,
+    ) -> Streamed<proto::DiskUsageInfo> {
+        let request = request.into_inner();
+        let sums = self.threads.stream(ENTRIES_AHEAD, move |outlet| files::usage(outlet, &request));
+        Ok(self.boxed(sums.await?))
+    }
+
+    async fn read(&self, request: Request<proto::ReadRequest>) -> Streamed<Data> {
+        let request = request.into_inner();
+        let bytes = self.threads.stream(CHUNKS_AHEAD, move |outlet| files::read(outlet, &request));
+        Ok(self.boxed(bytes.await?))
+    }
+
+    async fn copy(&self, request: Request<proto::CopyRequest>) -> Streamed<Data> {
+        let request = request.into_inner();
+        let bytes = self.threads.stream(CHUNKS_AHEAD, move |outlet| archive::copy(outlet, &request));
+        Ok(self.boxed(bytes.await?))
     }
 
     async fn events(&self, request: Request<proto::EventsRequest>) -> Streamed<proto::Event> {
