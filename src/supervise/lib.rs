@@ -20,6 +20,7 @@ pub mod machine;
 mod oci;
 pub mod process;
 pub mod reaper;
+pub mod seccomp;
 pub mod supervisor;
 
 pub use archive::Limit;

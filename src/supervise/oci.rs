@@ -10,10 +10,13 @@ use std::path::PathBuf;
 pub use caps::Capability;
 use oci_spec::runtime::{
     Linux, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxDeviceCgroupBuilder, LinuxMemoryBuilder,
-    LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxResourcesBuilder, Mount,
-    MountBuilder, PosixRlimitBuilder, PosixRlimitType, Process, ProcessBuilder, RootBuilder,
-    SpecBuilder, UserBuilder, get_default_maskedpaths, get_default_readonly_paths,
+    LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxPidsBuilder,
+    LinuxResourcesBuilder, Mount, MountBuilder, PosixRlimitBuilder, PosixRlimitType, Process,
+    ProcessBuilder, RootBuilder, SpecBuilder, UserBuilder, get_default_maskedpaths,
+    get_default_readonly_paths,
 };
+
+use crate::seccomp::Profile;
 
 /// Containers of one value share a shim process.
 const GROUP: &str = "io.containerd.runc.v2.group";
@@ -42,6 +45,10 @@ pub struct Spec {
     pub cgroup: String,
     /// Memory it may use.
     pub memory_limit_bytes: Option<i64>,
+    /// Processes and threads it may be.
+    pub pids_limit: Option<i64>,
+    /// The system calls it may make; `None` is all of them.
+    pub seccomp: Option<Profile>,
     /// Files it may have open; `None` inherits containerd's limit.
     pub open_files: Option<u64>,
     /// -1000 (never killed for want of memory) to 1000 (first).
@@ -68,6 +75,8 @@ impl Spec {
             sysctl: false,
             cgroup: format!("/system/{id}"),
             memory_limit_bytes: None,
+            pids_limit: None,
+            seccomp: None,
             open_files: None,
             oom_score_adj: 0,
         }
@@ -215,15 +224,21 @@ fn linux(spec: &Spec) -> Result<Linux, Error> {
     if let Some(limit) = spec.memory_limit_bytes {
         resources = resources.memory(LinuxMemoryBuilder::default().limit(limit).build()?);
     }
+    if let Some(limit) = spec.pids_limit {
+        resources = resources.pids(LinuxPidsBuilder::default().limit(limit).build()?);
+    }
     let mut read_only = get_default_readonly_paths();
     read_only.retain(|path| !(spec.sysctl && path == "/proc/sys"));
-    Ok(LinuxBuilder::default()
+    let mut linux = LinuxBuilder::default()
         .namespaces(namespaces(spec.host)?)
         .resources(resources.build()?)
         .cgroups_path(&spec.cgroup)
         .masked_paths(get_default_maskedpaths())
-        .readonly_paths(read_only)
-        .build()?)
+        .readonly_paths(read_only);
+    if let Some(profile) = &spec.seccomp {
+        linux = linux.seccomp(profile.describe()?);
+    }
+    Ok(linux.build()?)
 }
 
 fn namespaces(host: Namespaces) -> Result<Vec<LinuxNamespace>, Error> {
@@ -286,6 +301,7 @@ mod tests {
         spec.host = Namespaces { network: true, pid: true, uts: true };
         spec.sysctl = true;
         spec.memory_limit_bytes = Some(32 << 20);
+        spec.pids_limit = Some(64);
         spec.open_files = Some(1024);
         let json = described(&spec);
         let given = json["process"]["capabilities"]["ambient"].as_array().unwrap().len();
@@ -293,6 +309,7 @@ mod tests {
         assert_eq!(json["process"]["rlimits"][1]["hard"], 1024);
         assert_eq!(json["linux"]["namespaces"].as_array().unwrap().len(), 2);
         assert_eq!(json["linux"]["resources"]["memory"]["limit"], 32 << 20);
+        assert_eq!(json["linux"]["resources"]["pids"]["limit"], 64);
         assert!(!json["linux"]["readonlyPaths"].as_array().unwrap().contains(&"/proc/sys".into()));
     }
 }

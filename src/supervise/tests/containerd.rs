@@ -17,12 +17,15 @@ use futures_util::FutureExt;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use orlop_supervise::container::{self, Containerd};
+use orlop_supervise::seccomp::{Group, Profile};
 use orlop_supervise::{
-    Definition, Dependency, Handle, Reaper, Runner, State, Supervisor, health, process,
+    Definition, Dependency, Handle, Reaper, Restart, Runner, State, Supervisor, health, process,
 };
 use tokio::task::JoinSet;
 
 const ROLE: &str = "ORLOP_TEST_SERVICE";
+/// What the service tries that its profile does not allow.
+const PROBE: &str = "ORLOP_TEST_PROBE";
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// What runs in the containers: says hello, and ends at SIGTERM.
@@ -36,6 +39,18 @@ fn as_a_service() {
         let root: BTreeSet<_> =
             fs::read_dir("/").unwrap().map(|entry| entry.unwrap().file_name()).collect();
         say(&format!("{name}: root {root:?}, writable {}", fs::write("/x", "").is_ok()));
+        match std::env::var(PROBE).as_deref() {
+            Ok("refused") => {
+                std::thread::spawn(|| ()).join().unwrap();
+                let unix = std::os::unix::net::UnixDatagram::unbound().map(drop);
+                let inet = std::net::UdpSocket::bind("127.0.0.1:0").map(drop);
+                let child = std::process::Command::new("/proc/self/exe").spawn().map(drop);
+                let kinds = [unix, inet, child].map(|tried| tried.map_err(|error| error.kind()));
+                say(&format!("{name}: {kinds:?}"));
+            }
+            Ok(_) => say(&format!("{name}: alive, {:?}", std::os::unix::fs::chroot("/"))),
+            Err(_) => {}
+        }
         term.recv().await;
         say(&format!("{name}: bye"));
         std::process::exit(0);
@@ -160,6 +175,35 @@ fn a_broken_container_says_why_and_is_tried_again() {
         })
         .await;
         rig.handle.stop("seven").await.unwrap();
+    });
+}
+
+#[test]
+fn what_a_profile_does_not_name_is_refused_and_the_absurd_is_the_end() {
+    rig(async |rig| {
+        let mut polite = rig.service("eight");
+        let mut absurd = rig.service("nine");
+        for (definition, probe) in [(&mut polite, "refused"), (&mut absurd, "absurd")] {
+            let Runner::Container(spec, _) = &mut definition.runner else { unreachable!() };
+            spec.env.push((PROBE.to_owned(), probe.to_owned()));
+            spec.seccomp = Some(Profile::new([Group::Unix]));
+        }
+        rig.handle.load(polite).await.unwrap();
+        rig.handle.start("eight").await.unwrap();
+        rig.said("eight", "eight: [Ok(()), Err(PermissionDenied), Err(PermissionDenied)]", 1).await;
+        let status =
+            fs::read_to_string(format!("/proc/{}/status", rig.pid("eight").await)).unwrap();
+        assert!(status.contains("Seccomp:\t2"), "{status}");
+
+        rig.handle.load(Definition { restart: Restart::Once, ..absurd }).await.unwrap();
+        rig.handle.start("nine").await.unwrap();
+        rig.until("nine", |service| {
+            // 128 and SIGSYS.
+            service.state == State::Failed
+                && service.history.last().unwrap().message.ends_with("exit code 159")
+        })
+        .await;
+        rig.handle.stop("eight").await.unwrap();
     });
 }
 
