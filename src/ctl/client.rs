@@ -13,6 +13,8 @@ use std::time::Duration;
 use orlop_proto::common::Metadata;
 use orlop_proto::machine::machine_service_client::MachineServiceClient;
 use orlop_proto::network::network_service_client::NetworkServiceClient;
+use orlop_proto::orlop::v1alpha1 as orlop;
+use orlop_proto::orlop::v1alpha1::node_service_client::NodeServiceClient;
 use orlop_proto::{common, machine, network};
 use tokio_rustls::rustls::ClientConfig;
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
@@ -41,6 +43,11 @@ pub(crate) fn machine(node: Node) -> MachineServiceClient<Node> {
 /// The network API of a node.
 pub(crate) fn network(node: Node) -> NetworkServiceClient<Node> {
     NetworkServiceClient::new(node).max_decoding_message_size(orlop_rpc::MAX_MESSAGE)
+}
+
+/// What a node tells beyond the machine API.
+pub(crate) fn told(node: Node) -> NodeServiceClient<Node> {
+    NodeServiceClient::new(node).max_decoding_message_size(orlop_rpc::MAX_MESSAGE)
 }
 
 /// The cluster as one context of the client configuration shows it.
@@ -92,14 +99,23 @@ impl Client {
         what: &str,
         call: impl AsyncFn(Node) -> Result<Response<R>, Status>,
     ) -> Result<Vec<Answer<R::Message>>, Error> {
-        let targets = Targets { deadline: Some(DEADLINE), ..self.targets.clone() };
-        let (endpoint, reply) = self.reach(what, targets, call).await?;
-        let (answers, failures) = sort(&endpoint.to_string(), reply.into_inner().messages());
+        let (answers, failures) = self.gather(what, call).await?;
         if answers.is_empty() && !failures.is_empty() {
             return Err(Error::Failed { what: what.to_owned(), failures });
         }
         failures.iter().for_each(|failure| say!("warning: {what}: {failure}"));
         Ok(answers)
+    }
+
+    /// As [`Self::ask`], but nothing is told of the nodes that failed.
+    pub(crate) async fn gather<R: Reply>(
+        &self,
+        what: &str,
+        call: impl AsyncFn(Node) -> Result<Response<R>, Status>,
+    ) -> Result<(Vec<Answer<R::Message>>, Vec<Failure>), Error> {
+        let targets = Targets { deadline: Some(DEADLINE), ..self.targets.clone() };
+        let (endpoint, reply) = self.reach(what, targets, call).await?;
+        Ok(sort(&endpoint.to_string(), reply.into_inner().messages()))
     }
 
     /// Makes a streaming call and hands over each message with the node it is from, until all nodes
@@ -318,6 +334,8 @@ replies! {
     machine::VersionResponse => machine::Version,
     network::InterfacesResponse => network::Interfaces,
     network::RoutesResponse => network::Routes,
+    orlop::MetricsResponse => orlop::Metrics,
+    orlop::TimelineResponse => orlop::Timeline,
 }
 
 #[cfg(test)]

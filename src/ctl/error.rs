@@ -49,6 +49,8 @@ pub(crate) enum Error {
     Failed { what: String, failures: Vec<Failure> },
     #[error("service {id:?} is not registered on any nodes")]
     NotRegistered { id: String },
+    #[error("service {id:?} is not up again after {} s: {why}", after.as_secs())]
+    NotUp { id: String, after: Duration, why: String },
     #[error("{} is there already", path.display())]
     Exists { path: PathBuf },
     #[error("read {}", path.display())]
@@ -138,6 +140,7 @@ impl Error {
             Self::NoStranger => {
                 Some("add -n ADDRESS; the node's console shows its addresses".to_owned())
             }
+            Self::NotUp { id, .. } => Some(format!("orlopctl logs {id} says why")),
             Self::NotRegistered { .. } => Some("orlopctl services lists them".to_owned()),
             Self::Exists { .. } => {
                 Some("--force writes over it, and over the secrets in it".to_owned())
@@ -185,6 +188,7 @@ impl Error {
             | Self::Deadline { .. }
             | Self::Failed { .. }
             | Self::NotRegistered { .. }
+            | Self::NotUp { .. }
             | Self::Exists { .. }
             | Self::Read { .. }
             | Self::Write { .. }

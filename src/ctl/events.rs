@@ -20,7 +20,7 @@ pub(crate) struct Options {
     /// Begin with the events of this long ago, like 90s or 10m
     #[arg(long, value_parser = parse_duration, value_name = "DURATION", conflicts_with = "tail")]
     duration: Option<Duration>,
-    /// Begin with the events after this one
+    /// Begin with the events after this one; with all that are kept when the node does not know it
     #[arg(long, value_name = "ID", conflicts_with_all = ["tail", "duration"])]
     since: Option<String>,
 }

@@ -27,6 +27,7 @@ mod generate;
 mod golden;
 mod logs;
 mod memory;
+mod metrics;
 mod mounts;
 mod network;
 mod options;
@@ -35,6 +36,7 @@ mod processes;
 mod refusal;
 mod services;
 mod table;
+mod timeline;
 mod units;
 mod version;
 
@@ -103,6 +105,7 @@ async fn ask(client: &client::Client, command: &Command) -> Result<(), Error> {
         Command::Interfaces(options) => network::list_interfaces(client, options).await,
         Command::Logs(options) => logs::logs(client, options).await,
         Command::Memory(options) => memory::run(client, options).await,
+        Command::Metrics(options) => metrics::run(client, options).await,
         Command::Mounts(options) => mounts::run(client, options).await,
         Command::Processes(options) => processes::run(client, options).await,
         Command::Reboot => power::reboot(client).await,
@@ -111,6 +114,7 @@ async fn ask(client: &client::Client, command: &Command) -> Result<(), Error> {
         Command::Service(options) => services::run(client, options).await,
         Command::Shutdown => power::shutdown(client).await,
         Command::Stats(options) => containers::stats(client, options).await,
+        Command::Timeline(options) => timeline::run(client, options).await,
         Command::Version(_) => version::nodes(client).await,
         Command::Completion { .. } | Command::Config(_) | Command::Gen(_) => {
             unreachable!("done without a node")

@@ -7,8 +7,8 @@ use clap_complete::Shell;
 
 use crate::endpoint::Endpoint;
 use crate::{
-    apply, containers, context, events, generate, logs, memory, mounts, network, processes,
-    services, version,
+    apply, containers, context, events, generate, logs, memory, metrics, mounts, network,
+    processes, services, timeline, version,
 };
 
 /// Drives nodes through their API.
@@ -66,6 +66,8 @@ pub(crate) enum Command {
     /// Show memory usage
     #[command(visible_aliases = ["m", "free"])]
     Memory(memory::Options),
+    /// Print the figures of nodes as Prometheus reads them
+    Metrics(metrics::Options),
     /// List file systems
     #[command(visible_alias = "mount")]
     Mounts(mounts::Options),
@@ -86,6 +88,8 @@ pub(crate) enum Command {
     Shutdown,
     /// Show what containers use
     Stats(containers::Options),
+    /// Show how the boot went, step by step
+    Timeline(timeline::Options),
     /// Show the version of this program and of the nodes
     Version(version::Options),
     /// Print a script that completes commands in a shell

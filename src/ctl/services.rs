@@ -1,6 +1,6 @@
 //! `services`, `service ID`: the state of a node's services, and their start, stop and restart.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use clap::ValueEnum;
 use orlop_proto::machine::{
@@ -8,8 +8,11 @@ use orlop_proto::machine::{
     ServiceStopRequest,
 };
 
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+
 use crate::client::{Answer, Client, machine};
-use crate::error::Error;
+use crate::error::{Error, Failure};
 use crate::table::{Cell, Column, Format, Output, Table, align, escape, print};
 use crate::units::{seconds, since};
 
@@ -20,9 +23,17 @@ pub(crate) struct Options {
     /// What to do with it
     #[arg(value_enum, default_value_t)]
     action: Action,
+    /// Do not wait until a restarted service is up again
+    #[arg(long)]
+    no_wait: bool,
     #[command(flatten)]
     output: Output,
 }
+
+/// A restarted service gets this long to be up again,
+const UP_LIMIT: Duration = Duration::from_secs(60);
+/// and is looked at this often.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 enum Action {
@@ -38,7 +49,7 @@ enum Action {
 }
 
 pub(crate) async fn run(client: &Client, options: &Options) -> Result<(), Error> {
-    let Options { id, action, output } = options;
+    let Options { id, action, no_wait, output } = options;
     let Some(id) = id else {
         return list(&listed(client).await?, SystemTime::now()).print(*output);
     };
@@ -57,19 +68,102 @@ pub(crate) async fn run(client: &Client, options: &Options) -> Result<(), Error>
             responses(client.ask(&doing("stop"), call).await?, |message| message.resp)
         }
         Action::Restart => {
-            let request = ServiceRestartRequest { id };
+            let before = if *no_wait { Vec::new() } else { listed(client).await? };
+            let request = ServiceRestartRequest { id: id.clone() };
             let call = async |node| machine(node).service_restart(request.clone()).await;
-            responses(client.ask(&doing("restart"), call).await?, |message| message.resp)
+            let answers = client.ask(&doing("restart"), call).await?;
+            if !no_wait {
+                let nodes: Vec<_> = answers.iter().map(|answer| answer.node.as_str()).collect();
+                let asked = asked_for_health(&before, &id);
+                wait_up(client, &id, &nodes, &asked).await?;
+            }
+            responses(answers, |message| message.resp)
         }
     };
     answers.print(*output)
+}
+
+/// The nodes where something asks for the health of `id`, by what was known of it.
+fn asked_for_health(answers: &[Answer<ServiceList>], id: &str) -> Vec<String> {
+    let known = |service: &ServiceInfo| {
+        service.id == id && service.health.as_ref().is_some_and(|health| !health.unknown)
+    };
+    let asked = answers.iter().filter(|answer| answer.message.services.iter().any(known));
+    asked.map(|answer| answer.node.clone()).collect()
+}
+
+/// Waits until `id` is up on all `nodes`. A node that does not answer is on its way: the service may
+/// be what answers.
+async fn wait_up(client: &Client, id: &str, nodes: &[&str], asked: &[String]) -> Result<(), Error> {
+    let deadline = Instant::now() + UP_LIMIT;
+    let call = async |node| machine(node).service_list(()).await;
+    loop {
+        let lacking = match client.gather("list services", call).await {
+            Ok((answers, failures)) => lacking(id, nodes, asked, &answers, &failures),
+            Err(error) => vec![orlop_rt::Chain(&error).to_string()],
+        };
+        if lacking.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            let (id, why) = (id.to_owned(), lacking.join("; "));
+            return Err(Error::NotUp { id, after: UP_LIMIT, why });
+        }
+        sleep(LOOK_EVERY).await;
+    }
+}
+
+/// The nodes of `nodes` where `id` is not up, with what it is instead.
+fn lacking(
+    id: &str,
+    nodes: &[&str],
+    asked: &[String],
+    answers: &[Answer<ServiceList>],
+    failures: &[Failure],
+) -> Vec<String> {
+    let mut lacking = Vec::new();
+    for node in nodes {
+        let answer = answers.iter().find(|answer| answer.node == *node);
+        let service = answer
+            .and_then(|answer| answer.message.services.iter().find(|service| service.id == id));
+        let failure = failures.iter().find(|failure| failure.node == *node);
+        let why = match (service, failure) {
+            (Some(service), _) => match up(service, asked.iter().any(|asked| asked == node)) {
+                Ok(()) => continue,
+                Err(why) => why,
+            },
+            (None, Some(failure)) => failure.why.clone(),
+            (None, None) => "no answer".to_owned(),
+        };
+        lacking.push(format!("{node}: {}", escape(&why)));
+    }
+    lacking
+}
+
+/// Whether a service is up, where its health is `asked` for or not.
+///
+/// # Errors
+/// What it is instead.
+fn up(service: &ServiceInfo, asked: bool) -> Result<(), String> {
+    let health = health(service);
+    match service.state.as_str() {
+        "Running" if health == "OK" || (health == "?" && !asked) => Ok(()),
+        "Finished" | "Skipped" => Ok(()),
+        state => {
+            let said = match &service.health {
+                Some(health) if !health.last_message.is_empty() => &health.last_message,
+                _ => events(service).last().map_or("", |event| &event.msg),
+            };
+            Err(format!("{state} ({said})"))
+        }
+    }
 }
 
 async fn listed(client: &Client) -> Result<Vec<Answer<ServiceList>>, Error> {
     client.ask("list services", async |node| machine(node).service_list(()).await).await
 }
 
-/// One service on every node that has it: its whole story for people, its row for programs.
+/// One service on every node that has it, with its whole story.
 async fn status(client: &Client, id: &str, output: Output) -> Result<(), Error> {
     let mut answers = listed(client).await?;
     answers
@@ -80,7 +174,7 @@ async fn status(client: &Client, id: &str, output: Output) -> Result<(), Error> 
     }
     match output.format {
         Format::Table => print(story(&answers, SystemTime::now()).as_bytes()),
-        Format::Json | Format::Yaml => list(&answers, SystemTime::now()).print(output),
+        Format::Json | Format::Yaml => history(&answers).print(output),
     }
 }
 
@@ -104,6 +198,38 @@ fn list(answers: &[Answer<ServiceList>], now: SystemTime) -> Table {
             let health = Cell::text(health(service));
             let (id, state) = (Cell::text(&service.id), Cell::text(&service.state));
             table.push([Cell::text(node), id, state, health, change, event]);
+        }
+    }
+    table
+}
+
+const HISTORY: &[Column] = &[
+    ("NODE", "node"),
+    ("ID", "service"),
+    ("STATE", "state"),
+    ("HEALTH", "health"),
+    ("LAST HEALTH MESSAGE", "health_message"),
+    ("EVENTS", "events"),
+];
+
+/// The story for programs, oldest event first.
+fn history(answers: &[Answer<ServiceList>]) -> Table {
+    let mut table = Table::new(HISTORY);
+    for Answer { node, message } in answers {
+        for service in &message.services {
+            let said = service.health.as_ref().map_or("", |health| &health.last_message);
+            let event = |ServiceEvent { msg, state, ts }: &ServiceEvent| json!({ "time": ts.map(|ts| ts.to_string()), "state": state, "message": msg });
+            let events: Vec<Value> = events(service).iter().map(event).collect();
+            let (id, state) = (Cell::text(&service.id), Cell::text(&service.state));
+            let health = Cell::text(health(service));
+            table.push([
+                Cell::text(node),
+                id,
+                state,
+                health,
+                Cell::text(said),
+                Cell::shown("", events),
+            ]);
         }
     }
     table
@@ -239,6 +365,36 @@ mod tests {
         let mut answers = answers();
         answers[0].message.services.truncate(2);
         golden::check("service.txt", &story(&answers, now()));
+        golden::check("service.json", &history(&answers).render(Format::Json));
+    }
+
+    #[test]
+    fn a_service_is_up_when_its_health_is_known_where_somebody_asks_for_it() {
+        let running = [("Running", "Started task apid", 1)];
+        for (service, asked, expected) in [
+            (service("apid", Some((false, true, "")), &running), true, Ok(())),
+            (service("apid", Some((true, false, "")), &running), false, Ok(())),
+            (
+                service("apid", Some((true, false, "")), &running),
+                true,
+                Err("Running (Started task apid)".to_owned()),
+            ),
+            (
+                service("apid", Some((false, false, "no route")), &running),
+                false,
+                Err("Running (no route)".to_owned()),
+            ),
+            (
+                service("x", None, &[("Stopping", "Sending SIGTERM", 1)]),
+                false,
+                Err("Stopping (Sending SIGTERM)".to_owned()),
+            ),
+            (service("x", None, &[("Finished", "", 1)]), false, Ok(())),
+        ] {
+            assert_eq!(up(&service, asked), expected, "{service:?}");
+        }
+        assert_eq!(asked_for_health(&answers(), "apid"), ["10.0.0.2"]);
+        assert!(asked_for_health(&answers(), "udevd").is_empty());
     }
 
     #[test]

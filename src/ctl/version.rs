@@ -14,7 +14,7 @@ pub(crate) struct Options {
     /// Print the client's version only
     #[arg(long)]
     pub(crate) client: bool,
-    /// Print the client's tag only, on one line
+    /// Print only the tag of the client; what nodes run is printed in full
     #[arg(long)]
     short: bool,
 }
