@@ -226,7 +226,7 @@ mod tests {
         let expected = "c:4:5: contexts.a.endpoint: unknown field; did you mean `endpoints`?\n\
             c:5:5: contexts.a.ca: must be base64 of PEM text\n\
             c:6:5: contexts.a.crt: must be base64 of PEM text\n\
-            c:7:5: contexts.a.key: expected a string (what is there is a secret and not shown)";
+            c:7:5: contexts.a.key: expected text (what is there is a secret and not shown)";
         assert_eq!(parse("c", text).unwrap_err().to_string(), expected);
     }
 

@@ -1,79 +1,132 @@
 //! Reads one YAML document into a type, and finds *all* that is wrong with it.
 //!
 //! serde stops at the first error and knows no position once the text has become a [`Value`]. So the
-//! text is read into a value first; the value is read into the type again and again, each time
-//! without what was wrong the time before; and where a value stands is found by walking the text
-//! once more along its path ([`position`]). Only files with problems pay for that.
+//! text is read into a value first ([`tree`]); the value is read into the type again and again, each
+//! time without what was wrong the time before; and only when something is wrong, the text is walked
+//! once more to learn where things stand ([`places`]). [`words`] says serde's errors in ours.
+//!
+//! The text may be hostile: its depth, the number of its values and what its aliases expand to are
+//! bounded, and so is the work done for its mistakes.
 
-use serde::de::{
-    DeserializeOwned, DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor,
-};
-use serde::{Deserialize as _, Deserializer, Serialize};
+mod places;
+mod tree;
+mod words;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_path_to_error::Segment;
 use serde_yaml::Value;
 
 use crate::problem::{Problem, Problems};
+use places::Places;
+pub(crate) use words::is_secret;
 
 /// More problems than this are not worth reading at once; it also bounds the work a hostile file
 /// can cause.
 const PROBLEM_LIMIT: usize = 50;
 
+/// How often a document is read without what was wrong the time before: a problem each time, or a
+/// key without a value, of which there are only so many kinds.
+const ROUND_LIMIT: usize = 300;
+
 /// The parser's work grows with the square of the depth of nested brackets, so deeper texts do not
 /// get there. serde_yaml itself refuses 128 levels, but only after it has parsed the whole text.
 const DEPTH_LIMIT: usize = 1000;
+
+/// Commas, brackets and line ends. The parser keeps about a hundred bytes for each value before it
+/// hands out the first, and a value needs one of these; text between them does not count.
+const MARK_LIMIT: usize = 500_000;
 
 /// One step from a value to one inside it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
     Key(String),
+    /// The second time a key stands in one mapping.
+    Again(String),
     Index(usize),
 }
 
 /// Where a value is, from the top of its document.
 pub(crate) type Path = Vec<Step>;
 
-/// A semantic check's finding: which value, and what is wrong with it.
-pub(crate) type Finding = (Path, String);
+/// What is wrong, and with which value.
+#[derive(Clone, Debug)]
+pub(crate) struct Finding {
+    pub(crate) path: Path,
+    pub(crate) message: String,
+    /// Another value that makes it wrong: nothing is wrong when that one could not be read.
+    pub(crate) because: Option<Path>,
+}
 
-/// The documents of a text, as far as choosing one of them needs.
+impl Finding {
+    fn new(path: Path, message: String) -> Self {
+        Self { path, message, because: None }
+    }
+}
+
+/// The documents of a text.
 pub(crate) struct Text<'a> {
     file: &'a str,
     text: &'a str,
-    documents: Vec<Value>,
+    documents: Vec<Document>,
+}
+
+/// One of them, and what is wrong with it whatever it should be.
+pub(crate) struct Document {
+    value: Value,
+    findings: Vec<Finding>,
+}
+
+impl Document {
+    /// Whether it is a mapping with this key.
+    pub(crate) fn has(&self, key: &str) -> bool {
+        self.value.get(key).is_some()
+    }
+
+    /// Whether there is nothing in it.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.value.is_null()
+    }
 }
 
 impl<'a> Text<'a> {
     /// Splits a text into its documents.
     pub(crate) fn new(file: &'a str, text: &'a str) -> Result<Self, Problems> {
-        if depth(text) > DEPTH_LIMIT {
-            let problem = Problem {
-                position: None,
-                path: String::new(),
-                message: format!("brackets are nested more than {DEPTH_LIMIT} deep"),
-            };
-            return Err(Problems::new(file, vec![problem]));
+        let refused = |position, message| {
+            let problem = Problem { position, path: String::new(), message };
+            Problems::new(file, vec![problem])
+        };
+        // libyaml knows the mark, but serde_yaml takes what follows for a second document.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        let (depth, marks) = marks(text);
+        if depth > DEPTH_LIMIT {
+            let message = format!("brackets are nested more than {DEPTH_LIMIT} deep");
+            return Err(refused(None, message));
         }
+        if marks > MARK_LIMIT {
+            let message = format!("more than {MARK_LIMIT} commas, brackets and lines");
+            return Err(refused(None, message));
+        }
+        let mut budget = tree::Budget::default();
         let mut documents = Vec::new();
         for document in serde_yaml::Deserializer::from_str(text) {
-            let merged = Value::deserialize(document).and_then(|mut value| {
-                // `<<: *anchor`, which others' readers of these files understand.
-                value.apply_merge().map(|()| value)
-            });
-            match merged {
-                Ok(value) => documents.push(value),
-                Err(error) => return Err(Problems::new(file, vec![syntax(&error)])),
-            }
+            let (value, findings) = tree::read(document, &mut budget).map_err(|error| {
+                let (position, message) = words::syntax(text, &error);
+                refused(position, message)
+            })?;
+            documents.push(Document { value, findings });
         }
         Ok(Self { file, text, documents })
     }
 
-    pub(crate) fn documents(&self) -> &[Value] {
+    pub(crate) fn documents(&self) -> &[Document] {
         &self.documents
     }
 
-    /// Problems of a file that are no one value's.
+    /// A problem of a file that is no one value's.
     pub(crate) fn problem(&self, index: Option<usize>, message: &str) -> Problems {
-        let position = index.and_then(|index| position(self.text, index, &[]));
+        let position =
+            index.and_then(|index| Places::of(self.text, index)).and_then(|places| places.top());
         let problem = Problem { position, path: String::new(), message: message.to_owned() };
         Problems::new(self.file, vec![problem])
     }
@@ -84,18 +137,24 @@ impl<'a> Text<'a> {
         index: usize,
         check: impl FnOnce(&T) -> Vec<Finding>,
     ) -> Result<T, Problems> {
-        let (read, mut findings) = match self.documents.get(index) {
-            Some(document) => read_all(document.clone()),
-            None => read_all(Value::Null),
+        let (value, mut findings) = match self.documents.get(index) {
+            Some(document) => (document.value.clone(), document.findings.clone()),
+            None => (Value::Null, Vec::new()),
         };
+        let (read, removed) = read_all(value, &mut findings);
         if let Some(read) = &read {
             // A value that could not be read is missing now; that is no second problem.
-            let bad: Vec<Path> = findings.iter().map(|(path, _)| path.clone()).collect();
+            let bad: Vec<Path> = findings.iter().map(|finding| finding.path.clone()).collect();
             let related =
                 |path: &Path| bad.iter().any(|bad| bad.starts_with(path) || path.starts_with(bad));
-            findings.extend(check(read).into_iter().filter(|(path, _)| !related(path)));
+            for mut finding in check(read) {
+                finding.path = removed.original(&finding.path);
+                let because = finding.because.take().map(|path| removed.original(&path));
+                if !related(&finding.path) && !because.as_ref().is_some_and(related) {
+                    findings.push(finding);
+                }
+            }
         }
-        findings.truncate(PROBLEM_LIMIT);
         match read {
             Some(read) if findings.is_empty() => Ok(read),
             _ => Err(self.problems(index, findings)),
@@ -103,45 +162,38 @@ impl<'a> Text<'a> {
     }
 
     fn problems(&self, index: usize, findings: Vec<Finding>) -> Problems {
-        let problem = |(path, message): Finding| Problem {
-            // What is missing stands nowhere: point at what it should be in.
-            position: (0..=path.len())
-                .rev()
-                .find_map(|length| position(self.text, index, &path[..length])),
+        let places = Places::of(self.text, index);
+        let problem = |Finding { path, message, .. }| Problem {
+            position: places.as_ref().and_then(|places| places.nearest(&path)),
             path: shown(&path),
             message,
         };
-        Problems::new(self.file, findings.into_iter().map(problem).collect())
+        let mut problems = Problems::new(self.file, findings.into_iter().map(problem).collect());
+        problems.list.truncate(PROBLEM_LIMIT);
+        problems
     }
 }
 
-/// How deep brackets could be nested, those in strings and comments counted too.
-fn depth(text: &str) -> usize {
-    let depths = text.bytes().scan(0usize, |depth, byte| {
+/// How deep brackets could be nested and how many marks there are, those in strings and comments
+/// counted too.
+fn marks(text: &str) -> (usize, usize) {
+    let (mut depth, mut deepest, mut marks) = (0_usize, 0, 0);
+    for byte in text.bytes() {
         match byte {
-            b'[' | b'{' => *depth += 1,
-            b']' | b'}' => *depth = depth.saturating_sub(1),
-            _ => {}
+            b'[' | b'{' => depth += 1,
+            b']' | b'}' => depth = depth.saturating_sub(1),
+            b',' | b'\n' | b'\r' => {}
+            _ => continue,
         }
-        Some(*depth)
-    });
-    depths.max().unwrap_or_default()
+        deepest = deepest.max(depth);
+        marks += 1;
+    }
+    (deepest, marks)
 }
 
 /// Writes a value of one of our types.
 pub(crate) fn to_yaml(value: &impl Serialize) -> String {
     serde_yaml::to_string(value).expect("our types have text keys and no failing serialisers")
-}
-
-/// `a.b[0]` as a path; for checks. Digits in brackets are indices.
-pub(crate) fn path(text: &str) -> Path {
-    text.split(['.', '[', ']'])
-        .filter(|step| !step.is_empty())
-        .map(|step| match step.parse() {
-            Ok(index) => Step::Index(index),
-            Err(_) => Step::Key(step.to_owned()),
-        })
-        .collect()
 }
 
 /// The path's text; keys with a dot in them are quoted.
@@ -150,41 +202,87 @@ fn shown(path: &[Step]) -> String {
     for step in path {
         match step {
             Step::Index(index) => text += &format!("[{index}]"),
-            Step::Key(key) => {
+            Step::Key(key) | Step::Again(key) => {
                 if !text.is_empty() {
                     text.push('.');
                 }
-                if key.contains('.') { text += &format!("{key:?}") } else { text += key }
+                if key.contains('.') || key.chars().any(char::is_control) {
+                    text += &format!("{key:?}");
+                } else {
+                    text += key;
+                }
             }
         }
     }
     text
 }
 
+/// Elements that were taken out of lists: the list, and the index at that time.
+#[derive(Default)]
+struct Removed(Vec<(Path, usize)>);
+
+impl Removed {
+    /// The path as it was before.
+    fn original(&self, path: &[Step]) -> Path {
+        if self.0.is_empty() {
+            return path.to_vec();
+        }
+        let mut original = Path::new();
+        for step in path {
+            let step = match step {
+                Step::Index(index) => {
+                    let mut gone: Vec<_> = self
+                        .0
+                        .iter()
+                        .filter(|(list, _)| *list == original)
+                        .map(|(_, index)| *index)
+                        .collect();
+                    gone.sort_unstable();
+                    Step::Index(
+                        gone.iter().fold(*index, |index, gone| index + usize::from(*gone <= index)),
+                    )
+                }
+                key => key.clone(),
+            };
+            original.push(step);
+        }
+        original
+    }
+}
+
 /// Reads a value, takes out what is wrong, and so on. `None` when nothing can be made of it.
-fn read_all<T: DeserializeOwned>(mut value: Value) -> (Option<T>, Vec<Finding>) {
-    let mut findings = Vec::new();
-    let mut removed: Vec<(Path, usize)> = Vec::new();
-    while findings.len() < PROBLEM_LIMIT {
+fn read_all<T: DeserializeOwned>(
+    mut value: Value,
+    findings: &mut Vec<Finding>,
+) -> (Option<T>, Removed) {
+    let mut removed = Removed::default();
+    for _ in 0..ROUND_LIMIT {
         let error = match serde_path_to_error::deserialize(&value) {
-            Ok(read) => return (Some(read), findings),
+            Ok(read) => return (Some(read), removed),
             Err(error) => error,
         };
         let at = steps(error.path());
-        let original = original(&at, &removed);
         let message = error.into_inner().to_string();
-        let taken = take(&mut value, &at);
-        // A key without a value is as good as absent, as in other readers of these files.
-        if taken != Some(Value::Null) || message.starts_with("unknown field") {
-            findings.push((original.clone(), explained(&original, &message)));
+        let is_null = matches!(at.last(), Some(Step::Key(_)))
+            && find(&mut value, &at).is_some_and(|value| value.is_null());
+        if is_null && !message.starts_with("unknown field") {
+            // A key without a value is as good as absent, as in other readers of these files; and so
+            // is that key in the neighbours.
+            take_nulls(&mut value, &at);
+            continue;
         }
-        match (taken, original.split_last()) {
-            (Some(_), Some((Step::Index(index), list))) => removed.push((list.to_vec(), *index)),
-            (Some(_), _) => {}
-            (None, _) => break,
+        let original = removed.original(&at);
+        findings.push(Finding::new(original.clone(), words::explained(&original, &message)));
+        if findings.len() >= PROBLEM_LIMIT || !take(&mut value, &at) {
+            return (None, removed);
+        }
+        if let Some((Step::Index(index), list)) = original.split_last() {
+            removed.0.push((list.to_vec(), *index));
         }
     }
-    (None, findings)
+    let message = "too many keys have no value; take them out".to_owned();
+    findings.push(Finding::new(Path::new(), message));
+    (None, removed)
 }
 
 fn steps(path: &serde_path_to_error::Path) -> Path {
@@ -197,198 +295,42 @@ fn steps(path: &serde_path_to_error::Path) -> Path {
         .collect()
 }
 
-/// The path as it was before elements of lists were taken out.
-fn original(path: &[Step], removed: &[(Path, usize)]) -> Path {
-    let mut original = Path::new();
-    for step in path {
-        let step = match step {
-            Step::Key(key) => Step::Key(key.clone()),
-            Step::Index(index) => {
-                let mut gone: Vec<_> = removed
-                    .iter()
-                    .filter(|(list, _)| *list == original)
-                    .map(|(_, index)| *index)
-                    .collect();
-                gone.sort_unstable();
-                Step::Index(
-                    gone.iter().fold(*index, |index, gone| index + usize::from(*gone <= index)),
-                )
-            }
-        };
-        original.push(step);
-    }
-    original
-}
-
-/// Takes the value at a path out of the one it is in; `None` when there is none.
-fn take(value: &mut Value, path: &[Step]) -> Option<Value> {
-    let (last, parents) = path.split_last()?;
-    let parent = parents.iter().try_fold(value, |value, step| match step {
-        Step::Key(key) => value.get_mut(key.as_str()),
+fn find<'a>(value: &'a mut Value, path: &[Step]) -> Option<&'a mut Value> {
+    path.iter().try_fold(value, |value, step| match step {
+        Step::Key(key) | Step::Again(key) => value.get_mut(key.as_str()),
         Step::Index(index) => value.get_mut(*index),
-    })?;
-    match (last, parent) {
-        (Step::Key(key), Value::Mapping(map)) => map.shift_remove(key.as_str()),
-        (Step::Index(index), Value::Sequence(list)) => {
-            (*index < list.len()).then(|| list.remove(*index))
+    })
+}
+
+/// Takes the value at a path out of the one it is in; whether there was one.
+fn take(value: &mut Value, path: &[Step]) -> bool {
+    let Some((last, parents)) = path.split_last() else { return false };
+    match (last, find(value, parents)) {
+        (Step::Key(key), Some(Value::Mapping(map))) => map.shift_remove(key.as_str()).is_some(),
+        (Step::Index(index), Some(Value::Sequence(list))) if *index < list.len() => {
+            list.remove(*index);
+            true
         }
-        _ => None,
+        _ => false,
     }
 }
 
-/// serde's words in ours: with a suggestion for a name that is nearly right, and without the value
-/// where it may be a secret.
-fn explained(path: &[Step], message: &str) -> String {
-    let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
-    let what =
-        ["unknown field", "unknown variant"].into_iter().find(|what| message.starts_with(what));
-    match (what, quoted.split_first()) {
-        (Some(what), Some((name, known))) => {
-            let what = if what == "unknown variant" {
-                format!("`{name}` is unknown")
-            } else {
-                what.to_owned()
-            };
-            match nearest(name, known) {
-                Some(near) => format!("{what}; did you mean `{near}`?"),
-                None => format!("{what}; known are {}", known.join(", ")),
+/// Takes out what is null at a path, whatever the indices in it.
+fn take_nulls(value: &mut Value, path: &[Step]) {
+    match (path, value) {
+        ([Step::Key(key)], Value::Mapping(map))
+            if map.get(key.as_str()).is_some_and(Value::is_null) =>
+        {
+            map.shift_remove(key.as_str());
+        }
+        ([Step::Key(key), rest @ ..], Value::Mapping(map)) => {
+            if let Some(value) = map.get_mut(key.as_str()) {
+                take_nulls(value, rest);
             }
         }
-        _ if is_secret(path) && message.starts_with("invalid ") => {
-            let expected =
-                message.rsplit_once("expected ").map_or("something else", |(_, what)| what);
-            format!("expected {expected} (what is there is a secret and not shown)")
+        ([Step::Index(_), rest @ ..], Value::Sequence(list)) => {
+            list.iter_mut().for_each(|value| take_nulls(value, rest));
         }
-        _ => match message.split_once("expected struct ") {
-            Some((found, _)) => format!("{found}expected a mapping"),
-            None => message.replace("a Value::Tagged enum", "a word"),
-        },
-    }
-}
-
-fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
-    let distance =
-        |known: &str| strsim::damerau_levenshtein(&known.to_lowercase(), &name.to_lowercase());
-    if name.len() > 64 {
-        // No slip of the finger, and the distance would cost its length times theirs.
-        return None;
-    }
-    let near = known.iter().map(|known| (distance(known), *known)).min()?;
-    (near.0 <= name.len().div_ceil(3)).then_some(near.1)
-}
-
-fn is_secret(path: &[Step]) -> bool {
-    matches!(path.last(), Some(Step::Key(key)) if matches!(
-        key.as_str(),
-        "token" | "key" | "aescbcEncryptionSecret" | "password" | "auth" | "identityToken" | "content"
-    ))
-}
-
-fn syntax(error: &serde_yaml::Error) -> Problem {
-    let position = error.location().map(|location| (location.line(), location.column()));
-    let mut message = error.to_string();
-    if let Some((line, column)) = position {
-        // It stands in front already.
-        message = message.replacen(&format!(" at line {line} column {column}"), "", 1);
-    }
-    Problem { position, path: String::new(), message }
-}
-
-/// Line and column, from 1, of a value in document `index`: of its key, or of a list's element.
-fn position(text: &str, index: usize, path: &[Step]) -> Option<(usize, usize)> {
-    let document = serde_yaml::Deserializer::from_str(text).nth(index)?;
-    let error = Walk(path).deserialize(document).err()?;
-    // Only the stop at the end of the path carries this message; other errors stand elsewhere.
-    error.to_string().contains(FOUND).then_some(())?;
-    error.location().map(|location| (location.line(), location.column()))
-}
-
-const FOUND: &str = "\u{1}found\u{1}";
-
-/// Follows a path through a document and fails where it ends: the error carries the position.
-struct Walk<'a>(&'a [Step]);
-
-impl<'de> DeserializeSeed<'de> for Walk<'_> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        match self.0 {
-            [] => deserializer.deserialize_any(Stop),
-            _ => deserializer.deserialize_any(self),
-        }
-    }
-}
-
-impl<'de> Visitor<'de> for Walk<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("a mapping or a list")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        while let Some(found) = map.next_key_seed(Key(self.0))? {
-            if found {
-                return map.next_value_seed(Walk(&self.0[1..]));
-            }
-            map.next_value::<IgnoredAny>()?;
-        }
-        Ok(())
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
-        let [Step::Index(index), rest @ ..] = self.0 else { return Ok(()) };
-        for _ in 0..*index {
-            if list.next_element::<IgnoredAny>()?.is_none() {
-                return Ok(());
-            }
-        }
-        list.next_element_seed(Walk(rest)).map(drop)
-    }
-}
-
-/// Whether a key is the path's next step; fails if it is its last.
-struct Key<'a>(&'a [Step]);
-
-impl<'de> DeserializeSeed<'de> for Key<'_> {
-    type Value = bool;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
-        deserializer.deserialize_str(self)
-    }
-}
-
-impl Visitor<'_> for Key<'_> {
-    type Value = bool;
-
-    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("a key")
-    }
-
-    fn visit_str<E: serde::de::Error>(self, key: &str) -> Result<bool, E> {
-        match self.0 {
-            [Step::Key(wanted)] if wanted == key => Err(E::custom(FOUND)),
-            [Step::Key(wanted), ..] => Ok(wanted == key),
-            _ => Ok(false),
-        }
-    }
-}
-
-/// Fails on whatever comes.
-struct Stop;
-
-impl<'de> Visitor<'de> for Stop {
-    type Value = ();
-
-    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(FOUND)
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, _: A) -> Result<(), A::Error> {
-        Err(A::Error::custom(FOUND))
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, _: A) -> Result<(), A::Error> {
-        Err(A::Error::custom(FOUND))
+        _ => {}
     }
 }

@@ -2,30 +2,43 @@
 //!
 //! [`parse`] reads a file of one or more YAML documents and answers with a [`MachineConfig`], or with
 //! every problem it has, each with its line and column. The types are as strict as serde can make
-//! them; what spans several keys is in `check`. Defaults that are the node's to choose stay `None`
-//! here. [`MachineConfig::to_yaml`] writes it back: keys in the order of the types, defaults left
-//! out, comments lost.
+//! them; what spans several keys is in `check`. [`parse_for`] also asks for what a node cannot do
+//! without where it runs. Defaults that are the node's to choose stay `None` here.
+//! [`MachineConfig::to_yaml`] writes it back: keys in the order of the types, defaults left out,
+//! comments lost; [`MachineConfig::redacted_yaml`] and [`MachineConfig::diff`] show it to people.
+//! [`unpack`] is for bytes that may be compressed.
 
 mod check;
 mod cluster;
+mod example;
+mod names;
 mod network;
 mod node;
+mod show;
+mod unpack;
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
-use serde_yaml::Value;
 
 pub use cluster::{
     AdminKubeconfig, ApiServer, Cluster, ClusterNetwork, Cni, Component, ControlPlane, Etcd, Image,
     Proxy,
 };
+pub use example::example_of_lines;
+pub use names::sysctl_path;
 pub use network::{
     AdSelect, ArpAllTargets, ArpValidate, Bond, BondMode, DhcpOptions, FailOverMac, HostEntry,
     Interface, LacpRate, Network, PrimaryReselect, Route, Vlan, XmitHashPolicy,
 };
 pub use node::{
-    Disk, File, FileOperation, Install, Kubelet, Machine, MachineType, Mount, Partition,
-    Registries, RegistryAuth, RegistryConfig, RegistryMirror, RegistryTls, Time, Trustd,
+    Disk, Features, File, FileOperation, Install, Kernel, KernelModule, Kubelet, LogDestination,
+    LogFormat, Logging, Logs, Machine, MachineType, Mount, Partition, Registries, RegistryAuth,
+    RegistryConfig, RegistryMirror, RegistryTls, Time, Trustd, Udev,
 };
+pub use unpack::{UNPACKED_LIMIT, UnpackError, unpack};
 
 use crate::document::{Text, to_yaml};
 use crate::problem::Problems;
@@ -54,6 +67,47 @@ impl MachineConfig {
     pub fn to_yaml(&self) -> String {
         to_yaml(self)
     }
+
+    /// What is allowed and probably not meant, such as a certificate that has expired; each with its
+    /// path in front.
+    #[must_use]
+    pub fn warnings(&self, now: SystemTime) -> Vec<String> {
+        check::warnings(self, now)
+    }
+}
+
+/// Where a node runs, as far as that asks for more in its configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// A virtual machine of a provider's, whose image is the installation.
+    Cloud,
+    /// A container on a machine of ours.
+    Container,
+    /// Anything that is installed to a disk.
+    Metal,
+}
+
+impl FromStr for Mode {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Self, String> {
+        match word {
+            "cloud" => Ok(Self::Cloud),
+            "container" => Ok(Self::Container),
+            "metal" => Ok(Self::Metal),
+            _ => Err(format!("{word:?} is unknown; known are cloud, container, metal")),
+        }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Cloud => "cloud",
+            Self::Container => "container",
+            Self::Metal => "metal",
+        })
+    }
 }
 
 /// The document as it is written, before it is known to be complete.
@@ -72,9 +126,22 @@ struct Document {
 /// # Errors
 /// All problems found, at most 50; of syntax errors, the first.
 pub fn parse(file: &str, text: &str) -> Result<MachineConfig, Problems> {
+    read(file, text, None)
+}
+
+/// Like [`parse`], and what a node of this type cannot do without must be there: a control plane's
+/// authorities and keys, a token, and in metal mode a disk to install to.
+///
+/// # Errors
+/// All problems found, at most 50; of syntax errors, the first.
+pub fn parse_for(mode: Mode, file: &str, text: &str) -> Result<MachineConfig, Problems> {
+    read(file, text, Some(mode))
+}
+
+fn read(file: &str, text: &str, mode: Option<Mode>) -> Result<MachineConfig, Problems> {
     let text = Text::new(file, text)?;
     let index = choose(&text)?;
-    let document: Document = text.read(index, check::document)?;
+    let document: Document = text.read(index, |document| check::document(document, mode))?;
     let (Some(machine), Some(cluster)) = (document.machine, document.cluster) else {
         return Err(text.problem(Some(index), "machine and cluster instructions are required"));
     };
@@ -91,12 +158,12 @@ pub fn parse(file: &str, text: &str) -> Result<MachineConfig, Problems> {
 fn choose(text: &Text<'_>) -> Result<usize, Problems> {
     let mut chosen = None;
     for (index, document) in text.documents().iter().enumerate() {
-        let has = |key: &str| document.get(key).is_some();
+        let has = |key: &str| document.has(key);
         if has("machine") {
             if chosen.replace(index).is_some() {
                 return Err(text.problem(Some(index), "a second document with `machine`"));
             }
-        } else if *document != Value::Null
+        } else if !document.is_empty()
             && !(has("kind") && (has("apiVersion") || (has("version") && has("spec"))))
         {
             let message = "the document has no `machine`, and no `apiVersion` and `kind` either";
@@ -115,7 +182,7 @@ impl Network {
     /// # Errors
     /// All problems found.
     pub fn parse(text: &str) -> Result<Self, Problems> {
-        Text::new("networkd.yaml", text)?.read(0, |network| check::network(network, ""))
+        Text::new("networkd.yaml", text)?.read(0, check::network)
     }
 
     /// Writes the section alone.

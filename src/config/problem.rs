@@ -27,6 +27,19 @@ impl Problems {
         list.sort_by_key(|problem| problem.position);
         Self { file: file.to_owned(), list }
     }
+
+    /// The form in which an API returns them (spec/node-api §6.5): a count, then a line for each.
+    #[must_use]
+    pub fn counted(&self) -> String {
+        let mut text = match self.list.len() {
+            1 => "1 error occurred:\n".to_owned(),
+            count => format!("{count} errors occurred:\n"),
+        };
+        for problem in &self.list {
+            text += &format!("\t* {problem}\n");
+        }
+        text + "\n"
+    }
 }
 
 impl std::error::Error for Problems {}
@@ -38,15 +51,22 @@ impl fmt::Display for Problems {
             if i > 0 {
                 writeln!(f)?;
             }
-            f.write_str(&self.file)?;
-            if let Some((line, column)) = problem.position {
-                write!(f, ":{line}:{column}")?;
-            }
-            if !problem.path.is_empty() {
-                write!(f, ": {}", problem.path)?;
-            }
-            write!(f, ": {}", problem.message)?;
+            let separator = if problem.position.is_some() { ":" } else { ": " };
+            write!(f, "{}{separator}{problem}", self.file)?;
         }
         Ok(())
+    }
+}
+
+/// Without the file: `14:9: machine.network.interfaces[0].mtu: …`.
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some((line, column)) = self.position {
+            write!(f, "{line}:{column}: ")?;
+        }
+        if !self.path.is_empty() {
+            write!(f, "{}: ", self.path)?;
+        }
+        f.write_str(&self.message)
     }
 }

@@ -3,13 +3,16 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use ipnet::IpNet;
 use orlop_pki::Secret;
 use serde::de::{Error as _, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use url::Url;
 
 /// A certificate and, on nodes that may have it, its key; both are PEM here and base64 of it in the
 /// file. The spelling is checked, the content is not.
@@ -70,17 +73,53 @@ pub(crate) mod secret_pem {
     }
 }
 
-/// Anything that parses from text; empty text is `None`.
-pub(crate) mod text {
-    use std::fmt::Display;
-    use std::str::FromStr;
+/// What a value is written as, with an error that says what to write instead.
+pub(crate) trait Spelled: Sized + fmt::Display {
+    /// Reads it.
+    fn spelled(text: &str) -> Result<Self, String>;
+}
 
+impl Spelled for IpAddr {
+    fn spelled(text: &str) -> Result<Self, String> {
+        text.parse().map_err(|_| format!("{text:?} is no IP address such as 10.0.0.5 or fd00::5"))
+    }
+}
+
+impl Spelled for IpNet {
+    fn spelled(text: &str) -> Result<Self, String> {
+        let Some((ip, prefix)) = text.split_once('/') else {
+            return Err(match text.parse::<IpAddr>() {
+                Ok(IpAddr::V4(_)) => format!("{text:?} has no prefix length; write {text}/24"),
+                Ok(IpAddr::V6(_)) => format!("{text:?} has no prefix length; write {text}/64"),
+                Err(_) => {
+                    format!("{text:?} is no address with a prefix length such as 10.0.0.5/24")
+                }
+            });
+        };
+        let ip = IpAddr::spelled(ip)?;
+        let longest = if ip.is_ipv4() { 32 } else { 128 };
+        let prefix = prefix.parse().ok().filter(|_| prefix.bytes().all(|b| b.is_ascii_digit()));
+        prefix
+            .and_then(|prefix| IpNet::new(ip, prefix).ok())
+            .ok_or_else(|| format!("{text:?}: the prefix length must be in 0..={longest}"))
+    }
+}
+
+impl Spelled for Url {
+    fn spelled(text: &str) -> Result<Self, String> {
+        // Not the text: a URL may hold a password.
+        text.parse().map_err(|error| format!("no URL such as https://host:port/path: {error}"))
+    }
+}
+
+/// A [`Spelled`] value; empty text is `None`.
+pub(crate) mod text {
     use super::*;
 
     pub(crate) fn deserialize<'de, D, T>(from: D) -> Result<Option<T>, D::Error>
     where
         D: Deserializer<'de>,
-        T: FromStr<Err: Display>,
+        T: Spelled,
     {
         let text = String::deserialize(from)?;
         if text.is_empty() { Ok(None) } else { parse(&text).map(Some) }
@@ -89,7 +128,7 @@ pub(crate) mod text {
     pub(crate) fn serialize<S, T>(value: &Option<T>, to: S) -> Result<S::Ok, S::Error>
     where
         S: Serializer,
-        T: Display,
+        T: Spelled,
     {
         match value {
             Some(value) => to.collect_str(value),
@@ -97,12 +136,8 @@ pub(crate) mod text {
         }
     }
 
-    pub(crate) fn parse<T, E>(text: &str) -> Result<T, E>
-    where
-        T: FromStr<Err: Display>,
-        E: serde::de::Error,
-    {
-        text.parse().map_err(|error| E::custom(format!("{text:?}: {error}")))
+    pub(crate) fn parse<T: Spelled, E: serde::de::Error>(text: &str) -> Result<T, E> {
+        T::spelled(text).map_err(E::custom)
     }
 }
 
@@ -119,18 +154,16 @@ pub(crate) mod host_url {
     }
 }
 
-/// A list of what parses from text.
+/// A list of [`Spelled`] values.
 pub(crate) mod texts {
-    use std::fmt::Display;
     use std::marker::PhantomData;
-    use std::str::FromStr;
 
-    use super::{Deserialize, Deserializer, Serializer, Visitor, fmt, text};
+    use super::{Deserialize, Deserializer, Serializer, Spelled, Visitor, fmt, text};
 
     /// Reads one element, so that an error names the element and not the list.
     struct Element<T>(T);
 
-    impl<'de, T: FromStr<Err: Display>> Deserialize<'de> for Element<T> {
+    impl<'de, T: Spelled> Deserialize<'de> for Element<T> {
         fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
             text::parse(&String::deserialize(from)?).map(Self)
         }
@@ -139,10 +172,10 @@ pub(crate) mod texts {
     pub(crate) fn deserialize<'de, D, T>(from: D) -> Result<Vec<T>, D::Error>
     where
         D: Deserializer<'de>,
-        T: FromStr<Err: Display>,
+        T: Spelled,
     {
         struct List<T>(PhantomData<T>);
-        impl<'de, T: FromStr<Err: Display>> Visitor<'de> for List<T> {
+        impl<'de, T: Spelled> Visitor<'de> for List<T> {
             type Value = Vec<T>;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a list")
@@ -161,7 +194,7 @@ pub(crate) mod texts {
         from.deserialize_seq(List(PhantomData))
     }
 
-    pub(crate) fn serialize<S: Serializer, T: Display>(
+    pub(crate) fn serialize<S: Serializer, T: Spelled>(
         list: &[T],
         to: S,
     ) -> Result<S::Ok, S::Error> {
@@ -169,7 +202,8 @@ pub(crate) mod texts {
     }
 }
 
-/// A map of texts, whose values may be written as bare numbers and booleans.
+/// A map of texts, whose values may be written as bare numbers and booleans; one without a value is
+/// empty.
 pub(crate) mod text_map {
     use super::{BTreeMap, Deserialize, Deserializer, Serialize, Serializer, Visitor, fmt};
 
@@ -191,6 +225,9 @@ pub(crate) mod text_map {
         fn visit_str<E>(self, text: &str) -> Result<String, E> {
             Ok(text.to_owned())
         }
+        fn visit_unit<E>(self) -> Result<String, E> {
+            Ok(String::new())
+        }
         fn visit_bool<E>(self, value: bool) -> Result<String, E> {
             Ok(value.to_string())
         }
@@ -205,16 +242,18 @@ pub(crate) mod text_map {
         }
     }
 
-    pub(crate) fn deserialize<'de, D>(from: D) -> Result<BTreeMap<String, String>, D::Error>
+    /// `T` is a text, or a [`Secret`] one.
+    pub(crate) fn deserialize<'de, D, T>(from: D) -> Result<BTreeMap<String, T>, D::Error>
     where
         D: Deserializer<'de>,
+        T: From<String>,
     {
         let map = BTreeMap::<String, Text>::deserialize(from)?;
-        Ok(map.into_iter().map(|(key, Text(value))| (key, value)).collect())
+        Ok(map.into_iter().map(|(key, Text(value))| (key, value.into())).collect())
     }
 
-    pub(crate) fn serialize<S: Serializer>(
-        map: &BTreeMap<String, String>,
+    pub(crate) fn serialize<S: Serializer, T: Serialize>(
+        map: &BTreeMap<String, T>,
         to: S,
     ) -> Result<S::Ok, S::Error> {
         map.serialize(to)

@@ -1,267 +1,260 @@
 //! What must hold between the values of a machine configuration, beyond the type of each.
 //!
-//! Every function takes a section and its path, and returns all it finds; none stops at the first.
+//! Every function looks at a section and goes on after what is wrong; none stops at the first.
 
-use std::path::{Component, Path};
+mod cluster;
+mod network;
+mod node;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::SystemTime;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use orlop_pki::{Authority, encoding};
+use orlop_pki::{Authority, Secret, certificate};
 use url::Url;
 
-use super::{Bond, Cluster, Cni, Disk, Document, File, FileOperation, Interface, Machine, Network};
-use super::{Route, VERSION};
-use crate::document::{Finding, path};
+use super::{Document, MachineConfig, Mode, Network, VERSION, names};
+use crate::document::{Finding, Path, Step};
 use crate::value::CertificateAndKey;
 
-/// Flags of the kubelet that the node sets itself.
-const KUBELET_OWNED: &[&str] = &[
-    "bootstrap-kubeconfig",
-    "kubeconfig",
-    "container-runtime",
-    "container-runtime-endpoint",
-    "config",
-    "dynamic-config-dir",
-    "cert-dir",
-    "cni-conf-dir",
-    "hostname-override",
-];
-
-/// Flags of etcd that the node sets itself; one that ends in `*` stands for all that begin so.
-const ETCD_OWNED: &[&str] = &[
-    "name",
-    "data-dir",
-    "listen-peer-urls",
-    "listen-client-urls",
-    "cert-file",
-    "key-file",
-    "trusted-ca-file",
-    "peer-*",
-];
-
-pub(super) fn document(document: &Document) -> Vec<Finding> {
-    let mut findings = Vec::new();
+/// All that is wrong with a document; with a mode, also what a node that boots so would miss.
+pub(super) fn document(document: &Document, mode: Option<Mode>) -> Vec<Finding> {
+    let mut check = Check::default();
     if let Some(version) = document.version.as_ref().filter(|version| *version != VERSION) {
-        findings.push(at("version", format!("{version:?} is not supported; it must be {VERSION}")));
+        let message = format!("{version:?} is not supported; it must be {VERSION}");
+        check.wrong_at("version", message);
     }
     match &document.machine {
-        Some(node) => machine(node, &mut findings),
-        None => findings.push(at("machine", "machine instructions are required")),
+        Some(machine) => check.key("machine", |check| node::machine(check, machine, mode)),
+        None => check.wrong_at("machine", "machine instructions are required"),
     }
     match &document.cluster {
-        Some(section) => cluster(section, &mut findings),
-        None => findings.push(at("cluster", "cluster instructions are required")),
+        Some(cluster) => check.key("cluster", |check| cluster::cluster(check, cluster)),
+        None => check.wrong_at("cluster", "cluster instructions are required"),
     }
-    findings
+    if let (Some(machine), Some(cluster), Some(_)) = (&document.machine, &document.cluster, mode) {
+        node::secrets(&mut check, machine, cluster);
+    }
+    check.findings
 }
 
-fn machine(machine: &Machine, findings: &mut Vec<Finding>) {
-    if let Some(ca) = &machine.ca {
-        findings.extend(authority(ca));
-    }
-    owned("machine.kubelet.extraArgs", machine.kubelet.extra_args.keys(), KUBELET_OWNED, findings);
-    findings.extend(network(&machine.network, "machine.network."));
-    for (i, disk) in machine.disks.iter().enumerate() {
-        findings.extend(self::disk(disk, &format!("machine.disks[{i}]")));
-    }
-    for (i, file) in machine.files.iter().enumerate() {
-        findings.extend(self::file(file, &format!("machine.files[{i}]")));
-    }
+/// Checks a `machine.network` that stands alone.
+pub(super) fn network(network: &Network) -> Vec<Finding> {
+    let mut check = Check::default();
+    network::network(&mut check, network);
+    check.findings
 }
 
-/// The machines' authority is used by the node itself, so it is read to its end.
-fn authority(ca: &CertificateAndKey) -> Option<Finding> {
-    let sound = match &ca.key {
-        Some(key) => Authority::from_pem(&ca.crt, key.expose()).map(drop),
-        None => encoding::certificates(&ca.crt).map(drop),
-    };
-    let error = sound.err()?;
-    let key = match error {
-        orlop_pki::Error::Key(_)
-        | orlop_pki::Error::Mismatch
-        | orlop_pki::Error::Pem { what: "private key", .. }
-        | orlop_pki::Error::Absent { what: "private key" } => "machine.ca.key",
-        _ => "machine.ca.crt",
-    };
-    Some(at(key, error))
-}
-
-/// Checks `machine.network`; `prefix` stands in front of its keys.
-pub(super) fn network(network: &Network, prefix: &str) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    if let Some(hostname) = &network.hostname {
-        let label = hostname.split('.').next().unwrap_or_default();
-        if hostname.len() > 253 || label.is_empty() || label.len() > 63 {
-            let message = format!(
-                "{hostname:?} must have 1..=63 characters before its first dot, and at most 253"
-            );
-            findings.push(at(&format!("{prefix}hostname"), message));
+/// What is allowed and probably not meant, each with its path in front.
+pub(super) fn warnings(config: &MachineConfig, now: SystemTime) -> Vec<String> {
+    let MachineConfig { machine, cluster, .. } = config;
+    let mut warnings = Vec::new();
+    let etcd = cluster.etcd.as_ref().and_then(|etcd| etcd.ca.as_ref());
+    let authorities = [
+        ("machine.ca", machine.ca.as_ref()),
+        ("cluster.ca", cluster.ca.as_ref()),
+        ("cluster.etcd.ca", etcd),
+    ];
+    for (path, ca) in authorities.iter().filter_map(|(path, ca)| Some((path, (*ca)?))) {
+        let validity = certificate::validity(&ca.crt).ok();
+        if validity.is_some_and(|(_, until)| until < now) {
+            warnings.push(format!("{path}.crt: the certificate has expired"));
+        } else if validity.is_some_and(|(from, _)| from > now) {
+            warnings.push(format!("{path}.crt: the certificate is not valid yet"));
+        }
+        if ca.key.is_some() && !machine.kind.is_control_plane() {
+            warnings.push(format!("{path}.key: a worker needs no authority's key; take it out"));
         }
     }
-    for (i, link) in network.interfaces.iter().enumerate() {
-        interface(link, &format!("{prefix}interfaces[{i}]"), &mut findings);
+    warnings
+}
+
+/// Where we are in the document, and what was found so far.
+#[derive(Default)]
+struct Check {
+    at: Path,
+    because: Option<Path>,
+    findings: Vec<Finding>,
+}
+
+impl Check {
+    /// Something is wrong here.
+    fn wrong(&mut self, message: impl ToString) {
+        let (path, because) = (self.at.clone(), self.because.clone());
+        self.findings.push(Finding { path, message: message.to_string(), because });
     }
-    for (i, entry) in network.extra_host_entries.iter().enumerate() {
-        if entry.ip.is_none() {
-            findings
-                .push(at(&format!("{prefix}extraHostEntries[{i}].ip"), "an address is required"));
+
+    /// What is wrong in there is so only because of the value of another key of this mapping.
+    fn because(&mut self, key: &str, look: impl FnOnce(&mut Self)) {
+        let mut path = self.at.clone();
+        path.push(Step::Key(key.to_owned()));
+        self.because = Some(path);
+        look(self);
+        self.because = None;
+    }
+
+    /// Something is wrong with the value of a key of this mapping.
+    fn wrong_at(&mut self, key: &str, message: impl ToString) {
+        self.key(key, |check| check.wrong(message));
+    }
+
+    /// What is wrong with the value of a key, if anything.
+    fn maybe(&mut self, key: &str, message: Option<impl ToString>) {
+        if let Some(message) = message {
+            self.wrong_at(key, message);
         }
     }
-    findings
-}
 
-fn interface(link: &Interface, path: &str, findings: &mut Vec<Finding>) {
-    if link.interface.is_empty() {
-        findings.push(at(&format!("{path}.interface"), "the name of a link is required"));
+    fn key(&mut self, key: &str, look: impl FnOnce(&mut Self)) {
+        self.inside(Step::Key(key.to_owned()), look);
     }
-    if link.ignore {
-        return;
-    }
-    addressing(link.dhcp, link.cidr.is_some(), path, findings);
-    routes(&link.routes, path, findings);
-    for (i, vlan) in link.vlans.iter().enumerate() {
-        let path = format!("{path}.vlans[{i}]");
-        if !(1..=4094).contains(&vlan.vlan_id) {
-            let message = format!("{} is out of range 1..=4094", vlan.vlan_id);
-            findings.push(at(&format!("{path}.vlanId"), message));
-        }
-        addressing(vlan.dhcp, vlan.cidr.is_some(), &path, findings);
-        routes(&vlan.routes, &path, findings);
-    }
-    if let Some(Bond { interfaces, .. }) = &link.bond
-        && interfaces.is_empty()
-    {
-        let message = "must supply sub interfaces for bonded interface";
-        findings.push(at(&format!("{path}.bond.interfaces"), message));
-    }
-}
 
-fn addressing(dhcp: bool, cidr: bool, path: &str, findings: &mut Vec<Finding>) {
-    if dhcp && cidr {
-        let message =
-            "invalid network device addressing method: `cidr` and `dhcp` exclude each other";
-        findings.push(at(&format!("{path}.cidr"), message));
+    fn inside(&mut self, step: Step, look: impl FnOnce(&mut Self)) {
+        self.at.push(step);
+        look(self);
+        self.at.pop();
     }
-}
 
-fn routes(routes: &[Route], path: &str, findings: &mut Vec<Finding>) {
-    for (i, route) in routes.iter().enumerate() {
-        let path = format!("{path}.routes[{i}]");
-        match (route.network, route.gateway) {
-            (None, _) => findings.push(at(&format!("{path}.network"), "a network is required")),
-            (Some(network), Some(gateway)) if network.addr().is_ipv4() != gateway.is_ipv4() => {
-                let message = format!("{gateway} is not of the same family as {network}");
-                findings.push(at(&format!("{path}.gateway"), message));
+    /// Looks at each element of a list.
+    fn each<T>(&mut self, key: &str, list: &[T], mut look: impl FnMut(&mut Self, &T)) {
+        self.key(key, |check| {
+            for (i, element) in list.iter().enumerate() {
+                check.inside(Step::Index(i), |check| look(check, element));
             }
-            _ => {}
+        });
+    }
+
+    /// Looks at each entry of a map.
+    fn entries<T>(
+        &mut self,
+        key: &str,
+        map: &BTreeMap<String, T>,
+        mut look: impl FnMut(&mut Self, &str, &T),
+    ) {
+        self.key(key, |check| {
+            for (name, value) in map {
+                check.key(name, |check| look(check, name, value));
+            }
+        });
+    }
+
+    /// Names that must be an address or a DNS name each.
+    fn sans(&mut self, key: &str, names: &[String]) {
+        self.each(key, names, |check, name| {
+            if !names::is_san(name) {
+                check.wrong(format!("{name:?} is neither an IP address nor a DNS name"));
+            }
+        });
+    }
+
+    fn image(&mut self, key: &str, image: Option<&String>) {
+        let bad = |c: char| c.is_whitespace() || c.is_control();
+        if let Some(image) = image.filter(|image| image.is_empty() || image.contains(bad)) {
+            self.wrong_at(key, format!("{image:?} is no reference of an image"));
         }
     }
-}
 
-fn disk(disk: &Disk, path: &str) -> Option<Finding> {
-    if disk.device.is_empty() {
-        return Some(at(&format!("{path}.device"), "a device is required"));
+    /// Flags of a program; of those that the node sets itself, one that ends in `*` stands for all
+    /// that begin so.
+    fn flags(&mut self, flags: &BTreeMap<String, String>, owned: &[&str]) {
+        self.entries("extraArgs", flags, |check, flag, _| {
+            let matches = |owned: &&str| match owned.strip_suffix('*') {
+                Some(beginning) => flag.starts_with(beginning),
+                None => flag == *owned,
+            };
+            if owned.iter().any(matches) {
+                check.wrong("the node sets this flag itself; it cannot be overridden");
+            } else if flag.starts_with('-') {
+                let bare = flag.trim_start_matches('-');
+                check.wrong(format!("flags are written without dashes: {bare:?}"));
+            } else if !names::is_header(flag) {
+                check.wrong(format!("{flag:?} is no name of a flag"));
+            }
+        });
     }
-    let before_last = disk.partitions.len().saturating_sub(1);
-    let greedy =
-        disk.partitions.iter().take(before_last).position(|partition| partition.size.0 == 0)?;
-    let message = format!(
-        "partition for disk {:?} is set to occupy full disk, but it's not the last partition in the list",
-        disk.device
-    );
-    Some(at(&format!("{path}.partitions[{greedy}]"), message))
-}
 
-fn file(file: &File, path: &str) -> Option<Finding> {
-    let target = Path::new(&file.path);
-    let message =
-        if !target.is_absolute() || target.components().any(|part| part == Component::ParentDir) {
-            format!("{:?} must be absolute and without `..`", file.path)
-        } else if file.op == FileOperation::Create && !target.starts_with("/var") {
-            format!("create operation not allowed outside of /var: {:?}", file.path)
-        } else {
-            return None;
+    fn token(&mut self, token: Option<&Secret>) {
+        if token.is_some_and(|token| !names::is_token(token.expose())) {
+            let message = "must be [a-z0-9]{6}.[a-z0-9]{16} (what is there is a secret and not \
+                           shown); orlopctl gen config makes one";
+            self.wrong_at("token", message);
+        }
+    }
+
+    /// A URL that is fetched.
+    fn fetched(&mut self, url: &Url) {
+        if !matches!(url.scheme(), "http" | "https") {
+            self.wrong(format!("{}: must begin with http:// or https://", url.scheme()));
+        }
+    }
+
+    /// Base64 of a key of 32 bytes.
+    fn key_of_32(&mut self, key: &str, text: Option<&str>) {
+        let length = |text: &str| STANDARD.decode(text).map(|bytes| bytes.len());
+        if text.is_some_and(|text| length(text) != Ok(32)) {
+            self.wrong_at(key, "must be base64 of 32 bytes; try: head -c 32 /dev/urandom | base64");
+        }
+    }
+
+    /// A certificate, and its key if there is one. `Leaf` need be no authority's.
+    fn pair(&mut self, pair: &CertificateAndKey, kind: PairOf) {
+        let CertificateAndKey { crt, key } = pair;
+        let sound = match key {
+            None if crt.is_empty() => return,
+            None => certificate::validity(crt).map(drop),
+            Some(_) if crt.is_empty() => {
+                return self.wrong_at("crt", "a key needs its certificate");
+            }
+            Some(key) => Authority::from_pem(crt, key.expose()).map(drop),
         };
-    Some(at(&format!("{path}.path"), message))
-}
-
-fn cluster(cluster: &Cluster, findings: &mut Vec<Finding>) {
-    if let Some(message) = endpoint(cluster.control_plane.endpoint.as_ref()) {
-        findings.push(at("cluster.controlPlane.endpoint", message));
-    }
-    if let Some(network) = &cluster.network {
-        if !is_dns_name(&network.dns_domain) {
-            let message = format!("{:?} is no DNS name", network.dns_domain);
-            findings.push(at("cluster.network.dnsDomain", message));
-        }
-        findings.extend(network.cni.as_ref().and_then(cni));
-    }
-    if let Some(secret) = &cluster.aescbc_encryption_secret
-        && STANDARD.decode(secret.expose()).map(|bytes| bytes.len()) != Ok(32)
-    {
-        findings.push(at("cluster.aescbcEncryptionSecret", "must be base64 of 32 bytes"));
-    }
-    if let Some(etcd) = &cluster.etcd {
-        owned("cluster.etcd.extraArgs", etcd.extra_args.keys(), ETCD_OWNED, findings);
-    }
-}
-
-fn endpoint(endpoint: Option<&Url>) -> Option<&'static str> {
-    match endpoint {
-        None => Some("cluster controlplane endpoint is required"),
-        Some(url) if url.host_str().is_none_or(str::is_empty) => {
-            Some("it has no host; try: \"https://<host>:6443\"")
-        }
-        Some(url) if url.port() == Some(0) => Some("port 0 is out of range 1..=65535"),
-        Some(_) => None,
-    }
-}
-
-fn cni(cni: &Cni) -> Option<Finding> {
-    match (cni.name.as_str(), cni.urls.is_empty()) {
-        ("flannel" | "none" | "", true) | ("custom", false) => None,
-        ("custom", true) => {
-            Some(at("cluster.network.cni.urls", "a custom CNI needs at least one URL"))
-        }
-        ("flannel" | "none" | "", false) => {
-            Some(at("cluster.network.cni.urls", "only a custom CNI has URLs"))
-        }
-        (name, _) => {
-            let message = format!("{name:?} is unknown; known are flannel, custom, none");
-            Some(at("cluster.network.cni.name", message))
-        }
-    }
-}
-
-/// RFC 1123 §2.1: labels of letters, digits and inner hyphens.
-fn is_dns_name(name: &str) -> bool {
-    let label = |label: &str| {
-        (1..=63).contains(&label.len())
-            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-    };
-    name.len() <= 253 && name.split('.').all(label)
-}
-
-fn owned<'a>(
-    section: &str,
-    flags: impl Iterator<Item = &'a String>,
-    owned: &[&str],
-    findings: &mut Vec<Finding>,
-) {
-    for flag in flags {
-        let matches = |owned: &&str| match owned.strip_suffix('*') {
-            Some(beginning) => flag.starts_with(beginning),
-            None => flag == owned,
+        let Err(error) = sound else { return };
+        let at = match error {
+            orlop_pki::Error::NotAuthority if kind == PairOf::Leaf => return,
+            orlop_pki::Error::Key(_)
+            | orlop_pki::Error::Mismatch
+            | orlop_pki::Error::Pem { what: "private key", .. }
+            | orlop_pki::Error::Absent { what: "private key" } => "key",
+            _ => "crt",
         };
-        if owned.iter().any(matches) {
-            let path = format!("{section}.{flag}");
-            findings.push(at(&path, "the node sets this flag itself; it cannot be overridden"));
-        }
+        let message = match &error {
+            // The decoder's words help nobody.
+            orlop_pki::Error::Certificate(_) => "no certificate can be read in it".to_owned(),
+            error => chain(error),
+        };
+        self.wrong_at(at, message);
+    }
+
+    fn accepted(&mut self, authorities: &[CertificateAndKey]) {
+        self.each("acceptedCAs", authorities, |check, authority| {
+            if authority.crt.is_empty() {
+                check.wrong_at("crt", "a certificate is required");
+            }
+            check.pair(authority, PairOf::Authority);
+        });
     }
 }
 
-fn at(at: &str, message: impl ToString) -> Finding {
-    (path(at), message.to_string())
+/// What a certificate and its key are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum PairOf {
+    Authority,
+    Leaf,
+}
+
+/// An error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+/// Remembers what came before.
+#[derive(Default)]
+struct Seen(BTreeSet<String>);
+
+impl Seen {
+    /// Whether it was there already.
+    fn again(&mut self, name: &str) -> bool {
+        !self.0.insert(name.to_owned())
+    }
 }

@@ -18,6 +18,12 @@ use crate::value::{CertificateAndKey, duration, host_url, text_map, texts};
 pub struct Cluster {
     /// Where the Kubernetes API is.
     pub control_plane: ControlPlane,
+    /// The cluster's identity in discovery: base64 of 32 bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// What members of the cluster encrypt their discovery data with: base64 of 32 bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secret: Option<Secret>,
     /// The cluster's name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cluster_name: Option<String>,
@@ -33,6 +39,9 @@ pub struct Cluster {
     /// Kubernetes' authority; its key is on control planes only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca: Option<CertificateAndKey>,
+    /// Further authorities that Kubernetes' components accept: while one is replaced.
+    #[serde(rename = "acceptedCAs", skip_serializing_if = "Vec::is_empty")]
+    pub accepted_cas: Vec<CertificateAndKey>,
     /// The API server.
     #[serde(skip_serializing_if = "is_default")]
     pub api_server: ApiServer,
@@ -57,9 +66,9 @@ pub struct Cluster {
     /// Manifests to apply when the cluster starts.
     #[serde(with = "texts", skip_serializing_if = "Vec::is_empty")]
     pub extra_manifests: Vec<Url>,
-    /// HTTP headers for fetching them.
+    /// HTTP headers for fetching them; such as a token.
     #[serde(with = "text_map", skip_serializing_if = "BTreeMap::is_empty")]
-    pub extra_manifest_headers: BTreeMap<String, String>,
+    pub extra_manifest_headers: BTreeMap<String, Secret>,
     /// The administrator's kubeconfig.
     #[serde(skip_serializing_if = "is_default")]
     pub admin_kubeconfig: AdminKubeconfig,

@@ -8,7 +8,7 @@ use url::Url;
 
 use super::Network;
 use super::network::is_false;
-use crate::value::{CertificateAndKey, Mode, Size, text_map, texts};
+use crate::value::{CertificateAndKey, Mode, Size, host_url, text_map, texts};
 
 /// `machine`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
@@ -23,6 +23,9 @@ pub struct Machine {
     /// The machines' authority; its key is on control planes only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca: Option<CertificateAndKey>,
+    /// Further authorities whose certificates the node's services accept: while one is replaced.
+    #[serde(rename = "acceptedCAs", skip_serializing_if = "Vec::is_empty")]
+    pub accepted_cas: Vec<CertificateAndKey>,
     /// Further names and addresses of apid's and trustd's certificates.
     #[serde(rename = "certSANs", skip_serializing_if = "Vec::is_empty")]
     pub cert_sans: Vec<String>,
@@ -47,12 +50,33 @@ pub struct Machine {
     /// The clock.
     #[serde(skip_serializing_if = "is_default")]
     pub time: Time,
-    /// Names below `/proc/sys` with dots for slashes, and what to write.
+    /// Names below `/proc/sys`, and what to write; [`sysctl_path`](super::sysctl_path) reads them.
     #[serde(with = "text_map", skip_serializing_if = "BTreeMap::is_empty")]
     pub sysctls: BTreeMap<String, String>,
+    /// Names below `/sys`, written like those of `sysctls`, and what to write.
+    #[serde(with = "text_map", skip_serializing_if = "BTreeMap::is_empty")]
+    pub sysfs: BTreeMap<String, String>,
     /// Where images come from.
     #[serde(skip_serializing_if = "is_default")]
     pub registries: Registries,
+    /// Modules to load.
+    #[serde(skip_serializing_if = "is_default")]
+    pub kernel: Kernel,
+    /// What udev does about devices.
+    #[serde(skip_serializing_if = "is_default")]
+    pub udev: Udev,
+    /// Where the services' logs are sent.
+    #[serde(skip_serializing_if = "is_default")]
+    pub logging: Logging,
+    /// How much of the services' logs is kept (ours).
+    #[serde(skip_serializing_if = "is_default")]
+    pub logs: Logs,
+    /// Labels of the node in Kubernetes.
+    #[serde(with = "text_map", skip_serializing_if = "BTreeMap::is_empty")]
+    pub node_labels: BTreeMap<String, String>,
+    /// What can be switched.
+    #[serde(skip_serializing_if = "is_default")]
+    pub features: Features,
     /// Placing files from other nodes (ours).
     #[serde(skip_serializing_if = "is_default")]
     pub trustd: Trustd,
@@ -257,6 +281,89 @@ pub struct RegistryAuth {
     /// OAuth token.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub identity_token: Option<Secret>,
+}
+
+/// `machine.kernel`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Kernel {
+    /// Loaded in this order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub modules: Vec<KernelModule>,
+}
+
+/// `machine.kernel.modules[]`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct KernelModule {
+    /// Without `.ko`.
+    pub name: String,
+    /// `name=value` each.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub parameters: Vec<String>,
+}
+
+/// `machine.udev`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Udev {
+    /// As in a rules file (udev(7)).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<String>,
+}
+
+/// `machine.logging`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Logging {
+    /// Each gets every line.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub destinations: Vec<LogDestination>,
+}
+
+/// `machine.logging.destinations[]`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogDestination {
+    /// `udp://host:port` or `tcp://host:port`; required.
+    #[serde(with = "host_url", skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<Url>,
+    /// How a line is written.
+    pub format: LogFormat,
+}
+
+/// `machine.logging.destinations[].format`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// An object of JSON on a line of its own.
+    #[default]
+    JsonLines,
+}
+
+/// `machine.logs`, ours.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Logs {
+    /// Memory for each service's last lines; 1 MiB unless set.
+    pub ring_size: Size,
+    /// Room on disk for each service's log, all its files together; 10 MiB unless set.
+    pub disk_size: Size,
+}
+
+impl Default for Logs {
+    fn default() -> Self {
+        Self { ring_size: Size(1 << 20), disk_size: Size(10 << 20) }
+    }
+}
+
+/// `machine.features`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Features {
+    /// Roles in client certificates count; `None` means they do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rbac: Option<bool>,
 }
 
 /// `machine.trustd`, ours (spec/node-api §4.1).

@@ -1,0 +1,244 @@
+//! `machine.network`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::{Check, Seen};
+use crate::machine::{Bond, BondMode, Interface, Network, Route, names};
+
+pub(super) fn network(check: &mut Check, network: &Network) {
+    check.maybe("hostname", network.hostname.as_deref().and_then(names::host_name));
+    let mut links = Links::default();
+    check.each("interfaces", &network.interfaces, |check, link| {
+        interface(check, link, &mut links);
+    });
+    check.each("nameservers", &network.nameservers, |check, server| {
+        if server.is_unspecified() || server.is_multicast() {
+            check.wrong(format!("{server} is no address of a server"));
+        }
+    });
+    check.each("extraHostEntries", &network.extra_host_entries, |check, entry| {
+        if entry.ip.is_none() {
+            check.wrong_at("ip", "an address is required");
+        }
+        check.each("aliases", &entry.aliases, |check, alias| {
+            names::host_name(alias).into_iter().for_each(|message| check.wrong(message));
+        });
+    });
+}
+
+/// What the interfaces before this one said.
+#[derive(Default)]
+struct Links {
+    /// Sections of one name add up, where they do not contradict each other.
+    sections: BTreeMap<String, Section>,
+    /// Which bond a link belongs to.
+    bonded: BTreeMap<String, String>,
+}
+
+#[derive(Default)]
+struct Section {
+    cidrs: BTreeSet<IpNet>,
+    vlans: BTreeSet<u16>,
+    /// Keys that only one section can have.
+    once: BTreeSet<&'static str>,
+}
+
+fn interface(check: &mut Check, link: &Interface, links: &mut Links) {
+    let name = link.interface.as_str();
+    if name.is_empty() && !link.ignore {
+        check.wrong_at("interface", "the name of a link is required");
+    } else if !name.is_empty() {
+        check.maybe("interface", names::interface(name));
+    }
+    let section = links.sections.entry(name.to_owned()).or_default();
+    let once = [
+        ("ignore", link.ignore),
+        ("dhcp", link.dhcp),
+        ("dhcpOptions", link.dhcp_options.is_some()),
+        ("mtu", link.mtu.is_some()),
+        ("dummy", link.dummy),
+        ("bond", link.bond.is_some()),
+    ];
+    for (key, _) in once.into_iter().filter(|(_, set)| *set) {
+        if !section.once.insert(key) && !name.is_empty() {
+            check.wrong_at(key, format!("another section of {name:?} says this already"));
+        }
+    }
+    if link.ignore {
+        return;
+    }
+    addressing(check, link.dhcp, link.cidr, &mut section.cidrs);
+    routes(check, &link.routes);
+    check.each("vlans", &link.vlans, |check, vlan| {
+        if !(1..=4094).contains(&vlan.vlan_id) {
+            check.wrong_at("vlanId", format!("{} is out of range 1..=4094", vlan.vlan_id));
+        } else if !section.vlans.insert(vlan.vlan_id) {
+            let message = format!("{name:?} has a VLAN {} already", vlan.vlan_id);
+            check.wrong_at("vlanId", message);
+        } else if names::interface(name).is_none() {
+            check.maybe("vlanId", names::interface(&format!("{name}.{}", vlan.vlan_id)));
+        }
+        addressing(check, vlan.dhcp, vlan.cidr, &mut BTreeSet::new());
+        routes(check, &vlan.routes);
+    });
+    if let Some(options) = &link.bond {
+        if link.dummy {
+            check.wrong_at("bond", "a link is a dummy or a bond, not both");
+        }
+        check.key("bond", |check| bond(check, name, options, &mut links.bonded));
+    }
+}
+
+fn addressing(check: &mut Check, dhcp: bool, cidr: Option<IpNet>, others: &mut BTreeSet<IpNet>) {
+    let Some(cidr) = cidr else { return };
+    let ip = cidr.addr();
+    if dhcp {
+        let message =
+            "invalid network device addressing method: `cidr` and `dhcp` exclude each other";
+        check.wrong_at("cidr", message);
+    } else if ip.is_unspecified() || ip.is_multicast() {
+        check.wrong_at("cidr", format!("{ip} is no address a link can have"));
+    } else if !others.insert(cidr) {
+        check.wrong_at("cidr", format!("the link has {cidr} already"));
+    }
+}
+
+fn routes(check: &mut Check, routes: &[Route]) {
+    let mut seen = Seen::default();
+    check.each("routes", routes, |check, route| {
+        let Some(network) = route.network else {
+            return check.wrong_at("network", "a network is required");
+        };
+        if network.addr() != network.network() {
+            let message =
+                format!("{network} has bits beyond its prefix; write {}", network.trunc());
+            check.wrong_at("network", message);
+        }
+        if seen.again(&format!("{network} {:?}", route.metric)) {
+            check.wrong_at("network", format!("a second route to {network} of the same metric"));
+        }
+        if let Some(gateway) = route.gateway {
+            if network.addr().is_ipv4() != gateway.is_ipv4() {
+                let message = format!("{gateway} is not of the same family as {network}");
+                check.wrong_at("gateway", message);
+            } else if gateway.is_multicast() {
+                check.wrong_at("gateway", format!("{gateway} is no address of a router"));
+            }
+        }
+    });
+}
+
+/// Links of a bond, and options with the ranges and the modes that the kernel takes them in
+/// (drivers/net/bonding/bond_options.c).
+fn bond(check: &mut Check, name: &str, bond: &Bond, bonded: &mut BTreeMap<String, String>) {
+    if bond.interfaces.is_empty() {
+        check.wrong_at("interfaces", "must supply sub interfaces for bonded interface");
+    }
+    check.each("interfaces", &bond.interfaces, |check, link| {
+        if let Some(message) = names::interface(link) {
+            check.wrong(message);
+        } else if link == name {
+            check.wrong("a bond cannot be part of itself");
+        } else if let Some(other) = bonded.insert(link.clone(), name.to_owned()) {
+            check.wrong(format!("{link:?} is part of bond {other:?} already"));
+        }
+    });
+    if let Some(primary) = bond.primary.as_ref().filter(|link| !bond.interfaces.contains(link)) {
+        let message = format!("{primary:?} is none of the bond's interfaces");
+        check.because("interfaces", |check| check.wrong_at("primary", message));
+    }
+    if bond.ad_actor_system.as_ref().is_some_and(|mac| !names::is_station(mac)) {
+        check.wrong_at("adActorSystem", "must be a station's address such as 02:00:00:00:00:01");
+    }
+    check.each("arpIPTarget", &bond.arp_ip_target, |check, target| {
+        if !matches!(target, IpAddr::V4(ip) if !ip.is_unspecified() && !ip.is_broadcast()) {
+            check.wrong(format!("{target} is no IPv4 address of a host"));
+        }
+    });
+    if bond.arp_ip_target.len() > 16 {
+        check.wrong_at("arpIPTarget", "at most 16 addresses can be watched");
+    }
+    ranges(check, bond);
+    modes(check, bond);
+    monitors(check, bond);
+}
+
+fn ranges(check: &mut Check, bond: &Bond) {
+    let wide = |value: Option<u8>| value.map(u32::from);
+    let milliseconds = i32::MAX.unsigned_abs();
+    for (key, value, least, most) in [
+        ("miimon", bond.miimon, 0, milliseconds),
+        ("updelay", bond.updelay, 0, milliseconds),
+        ("downdelay", bond.downdelay, 0, milliseconds),
+        ("arpInterval", bond.arp_interval, 0, milliseconds),
+        ("resendIgmp", bond.resend_igmp, 0, 255),
+        ("lpInterval", bond.lp_interval, 1, milliseconds),
+        ("packetsPerSlave", bond.packets_per_slave, 0, 65535),
+        ("tlbDynamicLb", wide(bond.tlb_dynamic_lb), 0, 1),
+        ("allSlavesActive", wide(bond.all_slaves_active), 0, 1),
+        ("adActorSysPrio", bond.ad_actor_sys_prio.map(u32::from), 1, 65535),
+        ("adUserPortKey", bond.ad_user_port_key.map(u32::from), 0, 1023),
+        ("peerNotifyDelay", bond.peer_notify_delay, 0, 300_000),
+    ] {
+        if let Some(value) = value.filter(|value| !(least..=most).contains(value)) {
+            check.wrong_at(key, format!("{value} is out of range {least}..={most}"));
+        }
+    }
+}
+
+fn modes(check: &mut Check, bond: &Bond) {
+    use BondMode::Ieee8023ad;
+    use BondMode::{ActiveBackup, BalanceAlb, BalanceRr, BalanceTlb, BalanceXor, Broadcast};
+    let mode = bond.mode.unwrap_or(BalanceRr);
+    let lacp: (&[BondMode], _) = (&[Ieee8023ad], "802.3ad");
+    let one_active: (&[BondMode], _) =
+        (&[ActiveBackup, BalanceTlb, BalanceAlb], "active-backup, balance-tlb and balance-alb");
+    let arp: (&[BondMode], _) = (
+        &[BalanceRr, ActiveBackup, BalanceXor, Broadcast],
+        "balance-rr, active-backup, balance-xor and broadcast",
+    );
+    for (key, set, (modes, words)) in [
+        ("lacpRate", bond.lacp_rate.is_some(), lacp),
+        ("adActorSysPrio", bond.ad_actor_sys_prio.is_some(), lacp),
+        ("adActorSystem", bond.ad_actor_system.is_some(), lacp),
+        ("adUserPortKey", bond.ad_user_port_key.is_some(), lacp),
+        ("primary", bond.primary.is_some(), one_active),
+        ("arpInterval", bond.arp_interval.is_some_and(|ms| ms > 0), arp),
+        ("arpValidate", bond.arp_validate.is_some_and(|mode| mode as u8 > 0), arp),
+        ("packetsPerSlave", bond.packets_per_slave.is_some(), (&[BalanceRr], "balance-rr")),
+        (
+            "tlbDynamicLb",
+            bond.tlb_dynamic_lb.is_some(),
+            (&[BalanceTlb, BalanceAlb], "balance-tlb and balance-alb"),
+        ),
+    ] {
+        if set && !modes.contains(&mode) {
+            let message = format!("the kernel takes it in mode {words} only");
+            check.because("mode", |check| check.wrong_at(key, message));
+        }
+    }
+}
+
+/// Links are watched by carrier or by ARP, and the delays are the carrier's.
+fn monitors(check: &mut Check, bond: &Bond) {
+    let on = |value: Option<u32>| value.is_some_and(|ms| ms > 0);
+    if on(bond.miimon) && on(bond.arp_interval) {
+        check.wrong_at("arpInterval", "`miimon` and `arpInterval` exclude each other");
+    }
+    if on(bond.arp_interval) && bond.arp_ip_target.is_empty() {
+        check.wrong_at("arpIPTarget", "`arpInterval` needs addresses to watch");
+    }
+    let delays = [
+        ("updelay", bond.updelay),
+        ("downdelay", bond.downdelay),
+        ("peerNotifyDelay", bond.peer_notify_delay),
+    ];
+    for (key, delay) in delays {
+        if on(delay) && !on(bond.miimon) {
+            check.because("miimon", |check| check.wrong_at(key, "it needs `miimon`"));
+        }
+    }
+}
