@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use http::header::HeaderName;
 use http::{HeaderMap, HeaderValue, Request, Response};
-use orlop_rpc::access::Call;
+use orlop_rpc::access::Log;
 use orlop_rpc::proxy::{Backend, Method};
 use orlop_rpc::tls::Peer;
 use tonic::body::Body;
@@ -39,6 +39,7 @@ pub(crate) enum Callers {
 
 /// The front door.
 pub(crate) struct Door {
+    log: Log,
     callers: Callers,
     local: Backend,
     target_port: u16,
@@ -60,7 +61,8 @@ impl Door {
         callers: Callers,
     ) -> Self {
         let current = RwLock::new(Arc::new(Current::new(identity, target_port)));
-        Self { callers, local: Backend::new("routerd", routerd), target_port, current }
+        let (log, local) = (Log::front_door(), Backend::new("routerd", routerd));
+        Self { log, callers, local, target_port, current }
     }
 
     /// From now on, dial other nodes with this identity. Calls under way keep their connections.
@@ -71,7 +73,7 @@ impl Door {
 
     /// Answers a call.
     pub(crate) async fn call(&self, request: Request<Body>) -> Response<Body> {
-        let call = Call::begin(&request, || match request.extensions().get::<Peer>() {
+        let call = self.log.begin(&request, || match request.extensions().get::<Peer>() {
             Some(peer) => peer.address.to_string(),
             None => "unknown".to_owned(),
         });

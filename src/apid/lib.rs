@@ -64,7 +64,7 @@ pub struct Options {
     /// Serve a node that has no configuration yet: anybody may read, and configure it
     #[arg(long)]
     pub maintenance: bool,
-    /// Log each call
+    /// Log what leads to each decision
     #[arg(long)]
     pub debug: bool,
     /// How often the certificates are looked at

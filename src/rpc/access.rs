@@ -1,17 +1,45 @@
 //! One line of log for each call: service, method, duration, code, who called.
 //!
-//! Written at level `debug`; when that is off, a call costs one comparison.
+//! A front door writes it at level `info` ([`Log::front_door`]), at most [`BURST`] lines at once and
+//! then [`PER_SECOND`] a second: the next line says how many calls had none. What is called inside the
+//! node is written at `debug` ([`Call::begin`]); when that is off, a call costs one comparison.
 
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body::{Frame, SizeHint};
 use tonic::body::Body;
 use tonic::{Code, Status};
-use tracing::{Level, debug, enabled};
+use tracing::{Level, debug, enabled, info};
+
+use crate::rate::Rate;
+
+/// Calls in quick succession that all have their line.
+pub const BURST: u32 = 100;
+/// Lines a second when there are more.
+pub const PER_SECOND: u32 = 10;
+
+/// The log of a front door. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Log(Arc<Mutex<Rate>>);
+
+impl Log {
+    /// Lines at level `info`, of bounded number.
+    #[must_use]
+    pub fn front_door() -> Self {
+        Self(Arc::new(Mutex::new(Rate::new(BURST, Duration::from_secs(1) / PER_SECOND))))
+    }
+
+    /// As [`Call::begin`].
+    pub fn begin<B, P: ToString>(&self, request: &Request<B>, peer: impl FnOnce() -> P) -> Call {
+        let open = enabled!(Level::INFO).then(|| Open::new(request, peer, Some(self.clone())));
+        Call { open }
+    }
+}
 
 /// A call under way. Dropped before its end, it counts as cancelled by the client.
 #[derive(Debug)]
@@ -25,18 +53,25 @@ struct Open {
     path: String,
     peer: String,
     started: Instant,
+    /// `None` at level `debug`.
+    log: Option<Log>,
+}
+
+impl Open {
+    fn new<B, P: ToString>(
+        request: &Request<B>,
+        peer: impl FnOnce() -> P,
+        log: Option<Log>,
+    ) -> Self {
+        let path = request.uri().path().to_owned();
+        Self { path, peer: peer().to_string(), started: Instant::now(), log }
+    }
 }
 
 impl Call {
     /// Notes the beginning of a call; `peer` names the caller and is asked only when it is logged.
     pub fn begin<B, P: ToString>(request: &Request<B>, peer: impl FnOnce() -> P) -> Self {
-        Self {
-            open: enabled!(Level::DEBUG).then(|| Open {
-                path: request.uri().path().to_owned(),
-                peer: peer().to_string(),
-                started: Instant::now(),
-            }),
-        }
+        Self { open: enabled!(Level::DEBUG).then(|| Open::new(request, peer, None)) }
     }
 
     /// Writes the line when `response` has ended, with the status it ended with.
@@ -53,10 +88,17 @@ impl Call {
     }
 
     fn end(&mut self, code: Code) {
-        let Some(Open { path, peer, started }) = self.open.take() else { return };
+        let Some(Open { path, peer, started, log }) = self.open.take() else { return };
         let (service, method) =
             path.trim_start_matches('/').rsplit_once('/').unwrap_or((path.as_str(), ""));
-        debug!(service, method, duration = ?started.elapsed(), ?code, peer, "call");
+        let (now, duration) = (Instant::now(), started.elapsed());
+        let Some(Log(rate)) = log else {
+            return debug!(service, method, ?duration, ?code, peer, "call");
+        };
+        let passed = rate.lock().unwrap_or_else(PoisonError::into_inner).pass(now);
+        let Some(held) = passed else { return };
+        let untold = (held > 0).then_some(held);
+        info!(service, method, ?duration, ?code, peer, untold, "call");
     }
 }
 
@@ -104,5 +146,57 @@ impl http_body::Body for Watched {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    /// Where the test's lines go.
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_front_door_tells_each_call_at_info_until_there_are_too_many() {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let told = tracing_subscriber::fmt()
+            .with_max_level(Level::INFO)
+            .with_writer(move || writer.clone())
+            .with_ansi(false)
+            .finish();
+        let request = Request::builder().uri("/machine.MachineService/Reboot").body(()).unwrap();
+        let refused = || Status::permission_denied("not authorized").into_http();
+        tracing::subscriber::with_default(told, || {
+            let log = Log::front_door();
+            for _ in 0..1000 {
+                let _ = log.begin(&request, || "10.0.0.9:1234").watch(refused());
+            }
+            let _ = Call::begin(&request, || "inside").watch(refused());
+        });
+        let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        let first = text.lines().next().unwrap();
+        for part in ["INFO", "service=\"machine.MachineService\"", "method=\"Reboot\""] {
+            assert!(first.contains(part), "{first}");
+        }
+        assert!(first.contains("code=PermissionDenied peer=\"10.0.0.9:1234\""), "{first}");
+        let count = text.lines().count();
+        assert!((100..1000).contains(&count), "{count}");
+        assert!(!text.contains("inside"), "{text}");
     }
 }

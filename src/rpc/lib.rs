@@ -15,6 +15,7 @@
 mod accept;
 pub mod access;
 pub mod proxy;
+mod rate;
 pub mod tls;
 pub mod unix;
 

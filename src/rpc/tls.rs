@@ -27,9 +27,10 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tonic::transport::Channel;
 use tonic::transport::server::Connected;
-use tracing::debug;
+use tracing::{debug, info};
 
 use crate::accept::Failures;
+use crate::rate::Rate;
 
 /// How long a handshake may take.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
@@ -39,6 +40,11 @@ const HANDSHAKES: usize = 256;
 const GRACE: Duration = Duration::from_secs(1);
 /// How long dialling may take, the handshake included.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+
+/// Failed handshakes that are told in quick succession,
+const REFUSALS: u32 = 20;
+/// and how often when there are more.
+const REFUSALS_EVERY: Duration = Duration::from_secs(5);
 
 /// For so long after a failure, others who want the same connection get the same answer: a crowd
 /// that waits for a dead node does not wait for it one after the other.
@@ -88,8 +94,8 @@ const EAFNOSUPPORT: i32 = 97;
 
 /// Connections whose handshake succeeded, for `serve_with_incoming_shutdown`.
 ///
-/// The stream never ends and yields no errors: who fails the handshake is logged at `debug`, the
-/// first time and then each doubling.
+/// The stream never ends and yields no errors: who fails the handshake is logged, within
+/// [`REFUSALS`].
 pub fn incoming(
     listener: TcpListener,
     config: watch::Receiver<Arc<ServerConfig>>,
@@ -108,8 +114,8 @@ struct Door {
     handshakes: JoinSet<Result<Connection, Refused>>,
     /// Oldest first; those that are over stay until it gets crowded.
     order: VecDeque<(Instant, AbortHandle)>,
-    /// Handshakes that failed since the start.
-    refused: u64,
+    /// Of lines about handshakes that failed.
+    refusals: Rate,
 }
 
 /// A handshake that failed.
@@ -136,7 +142,7 @@ impl Door {
             failures: Failures::default(),
             handshakes: JoinSet::new(),
             order: VecDeque::new(),
-            refused: 0,
+            refusals: Rate::new(REFUSALS, REFUSALS_EVERY),
         }
     }
 
@@ -197,9 +203,12 @@ impl Door {
     }
 
     fn refuse(&mut self, peer: SocketAddr, error: &io::Error) {
-        self.refused += 1;
-        if self.refused.is_power_of_two() {
-            debug!(%peer, %error, refused = self.refused, "TLS handshake failed");
+        // Who hangs up without a word only looked whether somebody is here, as health checks do.
+        if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) {
+            return debug!(%peer, %error, "hung up during the TLS handshake");
+        }
+        if let Some(held) = self.refusals.pass(std::time::Instant::now()) {
+            info!(%peer, %error, untold = (held > 0).then_some(held), "TLS handshake failed");
         }
     }
 }
