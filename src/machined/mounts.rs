@@ -45,7 +45,8 @@ const MOUNTS: [Mount; 6] = [
 /// Directories of spec §8.8 with their modes, made after the mounts.
 const DIRECTORIES: [(&str, u32); 12] = [
     ("/system/etc", 0o700),
-    ("/system/run", 0o700),
+    // Daemons that are no containers have their sockets in it; each folder lets in whom it concerns.
+    ("/system/run", 0o711),
     ("/system/run/containerd", 0o755),
     ("/system/run/machined", 0o755),
     ("/system/var", 0o700),

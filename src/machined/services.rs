@@ -16,7 +16,8 @@ use orlop_config::machine::Network;
 use orlop_proto::health::health_client::HealthClient;
 use orlop_rt::Chain;
 use orlop_supervise::container::{self, Bind, Capability, Namespaces};
-use orlop_supervise::process::{self, KillMode};
+use orlop_supervise::process::{self, KillMode, Privileges};
+use orlop_supervise::seccomp::{Group, Profile};
 use orlop_supervise::{
     Containerd, Definition, Dependency, Health, Hook, Permissions, Prepared, Runner, Timing, health,
 };
@@ -52,6 +53,11 @@ const APID_GRACE: Duration = Duration::from_secs(15);
 const START_LIMIT: Duration = Duration::from_secs(30);
 /// How long the early network gets before fetching is tried all the same.
 const NETWORK_LIMIT: Duration = Duration::from_secs(30);
+/// A daemon of ours has one thread, and a few at times for what may block.
+const DAEMON_THREADS: i64 = 128;
+/// The last sets the host name.
+const NETWORKD_CAPABILITIES: [Capability; 3] =
+    [Capability::CAP_NET_ADMIN, Capability::CAP_NET_RAW, Capability::CAP_SYS_ADMIN];
 /// Of the daemons that everything else hangs on.
 const PRECIOUS: i32 = -998;
 
@@ -100,6 +106,11 @@ async fn read_ahead() {
 pub(crate) async fn start_early_network(node: &Node) -> Result<(), Error> {
     let mut spec = process::Spec::new([BINARY, "networkd"]);
     spec.cgroup = Some("/sys/fs/cgroup/system/networkd".into());
+    spec.privileges = Some(Privileges {
+        user: (NETWORKD_UID, NETWORKD_UID),
+        capabilities: NETWORKD_CAPABILITIES.to_vec(),
+    });
+    socket_folder(Path::new(NETWORKD_SOCKET), NETWORKD_UID, ROUTERD_UID)?;
     let definition = Definition {
         health: Some(patient(Health::new(networkd_ready))),
         ..Definition::new("networkd", Runner::Process(spec, node.reaper().clone()))
@@ -188,8 +199,14 @@ pub(crate) async fn networkd_ready() -> Result<(), String> {
 
 fn networkd(containerd: &Containerd) -> Definition {
     let mut spec = daemon("networkd", NETWORKD_UID, &["--config", NETWORK_CONFIG]);
-    spec.capabilities =
-        vec![Capability::CAP_NET_ADMIN, Capability::CAP_NET_RAW, Capability::CAP_SYS_ADMIN];
+    spec.capabilities = NETWORKD_CAPABILITIES.to_vec();
+    spec.seccomp = Some(Profile::new([
+        Group::Unix,
+        Group::Inet,
+        Group::Netlink,
+        Group::Packet,
+        Group::HostName,
+    ]));
     spec.host = Namespaces { network: true, uts: true, pid: false };
     spec.sysctl = true;
     spec.binds.extend([
@@ -208,6 +225,7 @@ fn networkd(containerd: &Containerd) -> Definition {
 
 fn routerd(containerd: &Containerd) -> Definition {
     let mut spec = daemon("routerd", ROUTERD_UID, &[]);
+    spec.seccomp = Some(Profile::new([Group::Unix]));
     spec.binds.extend([
         same_read_only(folder(api::SOCKET)),
         same_read_only(folder(NETWORKD_SOCKET)),
@@ -223,6 +241,7 @@ fn routerd(containerd: &Containerd) -> Definition {
 fn apid(containerd: &Containerd, identified: bool) -> Definition {
     let mut spec = daemon("apid", APID_UID, &[]);
     spec.host.network = true;
+    spec.seccomp = Some(Profile::new([Group::Unix, Group::Inet]));
     spec.oom_score_adj = PRECIOUS;
     spec.memory_limit_bytes = Some(128 << 20);
     spec.binds.extend([same_read_only(APID_SECRETS), same_read_only(folder(ROUTERD_SOCKET))]);
@@ -250,7 +269,11 @@ fn patient(health: Health) -> Health {
 
 /// A daemon of ours under its own user.
 fn daemon(id: &str, uid: u32, args: &[&str]) -> container::Spec {
-    container::Spec { user: (uid, uid), ..container::Spec::new(id, BINARY, args.iter().copied()) }
+    container::Spec {
+        user: (uid, uid),
+        pids_limit: Some(DAEMON_THREADS),
+        ..container::Spec::new(id, BINARY, args.iter().copied())
+    }
 }
 
 fn same_read_only(path: impl Into<PathBuf>) -> Bind {
