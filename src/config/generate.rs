@@ -1,5 +1,10 @@
-//! `gen config`: the machine configurations of a new cluster and the client configuration for it
-//! (spec/node-api §11.1), with secrets that exist nowhere else.
+//! The machine configurations of a cluster and the client configuration for it.
+//!
+//! [`generate`] is `gen config` (spec/node-api §11.1): a new cluster, with secrets that exist nowhere
+//! else. [`answer`] is the call GenerateConfiguration (§5.5): one machine's, from a form, with the
+//! secrets of a cluster that exists or new ones.
+
+mod form;
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
@@ -13,10 +18,11 @@ use url::{Host, Url};
 
 use crate::client::{Configuration, Context};
 use crate::machine::{
-    ApiServer, Cluster, ClusterNetwork, ControlPlane, Etcd, Install, Machine, MachineConfig,
-    MachineType, Registries, VERSION,
+    ApiServer, Cluster, ClusterNetwork, Component, ControlPlane, Etcd, Install, Kubelet, Machine,
+    MachineConfig, MachineType, Proxy, Registries, VERSION,
 };
 use crate::value::CertificateAndKey;
+pub use form::{Answer, Device, Request, answer};
 
 const HOUR: Duration = Duration::from_secs(3600);
 /// Ten years: replacing an authority means new configurations everywhere.
@@ -44,6 +50,8 @@ pub struct Options {
     pub persist: bool,
     /// Where images come from instead.
     pub registry_mirrors: Vec<Mirror>,
+    /// `1.20.1`; `None` means that of the running version.
+    pub kubernetes_version: Option<String>,
 }
 
 impl Default for Options {
@@ -56,6 +64,7 @@ impl Default for Options {
             dns_domain: "cluster.local".to_owned(),
             persist: true,
             registry_mirrors: Vec::new(),
+            kubernetes_version: None,
         }
     }
 }
@@ -80,6 +89,9 @@ pub struct Generated {
     pub client: Configuration,
 }
 
+/// Any error.
+type Cause = Box<dyn std::error::Error + Send + Sync>;
+
 /// Why a cluster cannot be generated.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -102,6 +114,12 @@ pub enum Error {
     /// A mirror is not written as it must be.
     #[error("registry mirror {0:?} is not written host=url")]
     Mirror(String),
+    /// The version of Kubernetes is no version.
+    #[error("Kubernetes version {0:?} is not written like 1.20.1")]
+    Kubernetes(String),
+    /// A form is incomplete, or makes no configuration that a node would take.
+    #[error("invalid generate request")]
+    Request(#[source] Cause),
     /// No keys or certificates can be made.
     #[error("make the cluster's secrets")]
     Secrets(#[from] orlop_pki::Error),
@@ -118,24 +136,46 @@ pub fn generate(
     now: SystemTime,
 ) -> Result<Generated, Error> {
     let endpoint = self::endpoint(endpoint)?;
+    let images = Images::of(options.kubernetes_version.as_deref())?;
     let secrets = Secrets::generate(now)?;
-    let config = |kind| config(kind, name, &endpoint, options, &secrets);
-    let admin = secrets.machine.issue(&admin(), now)?;
-    let context = Context {
-        endpoints: options.endpoints.clone(),
-        nodes: Vec::new(),
-        ca: secrets.machine.pair().crt.clone(),
-        crt: admin.crt,
-        key: admin.key,
-    };
+    let config = |kind| config(kind, name, &endpoint, options, images.as_ref(), &secrets);
     Ok(Generated {
         control_plane: config(MachineType::ControlPlane),
         worker: config(MachineType::Worker),
-        client: Configuration {
-            context: name.to_owned(),
-            contexts: [(name.to_owned(), context)].into(),
-        },
+        client: secrets.client(name, &options.endpoints, now)?,
     })
+}
+
+/// References of Kubernetes' images of one version.
+struct Images {
+    kubelet: String,
+    api_server: String,
+    controller_manager: String,
+    proxy: String,
+    scheduler: String,
+}
+
+impl Images {
+    /// `None` means that nodes choose.
+    fn of(version: Option<&str>) -> Result<Option<Self>, Error> {
+        let Some(text) = version else { return Ok(None) };
+        let version = text.strip_prefix('v').unwrap_or(text);
+        let (numbers, suffix) = version.split_once('-').unwrap_or((version, "0"));
+        let number = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+        let suffix_is_sound = !suffix.is_empty()
+            && suffix.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-'));
+        if numbers.split('.').count() != 3 || !numbers.split('.').all(number) || !suffix_is_sound {
+            return Err(Error::Kubernetes(text.to_owned()));
+        }
+        let image = |name: &str| format!("k8s.gcr.io/{name}:v{version}");
+        Ok(Some(Self {
+            kubelet: format!("ghcr.io/talos-systems/kubelet:v{version}"),
+            api_server: image("kube-apiserver"),
+            controller_manager: image("kube-controller-manager"),
+            proxy: image("kube-proxy"),
+            scheduler: image("kube-scheduler"),
+        }))
+    }
 }
 
 /// What the nodes of a cluster share.
@@ -163,6 +203,54 @@ impl Secrets {
             aescbc: Secret::new(STANDARD.encode(aescbc)),
         })
     }
+
+    /// Those of a control plane's configuration.
+    fn of(config: &MachineConfig) -> Result<Self, Cause> {
+        let MachineConfig { machine, cluster, .. } = config;
+        let missing = |what: &str| {
+            Cause::from(format!("the machine that is asked has no {what}; ask a control plane"))
+        };
+        let authority = |what: &str, pair: Option<&CertificateAndKey>| {
+            let pair = pair.and_then(|pair| Some((&pair.crt, pair.key.as_ref()?)));
+            let (crt, key) = pair.ok_or_else(|| missing(what))?;
+            Ok::<_, Cause>(Authority::from_pem(crt, key.expose())?)
+        };
+        let secret =
+            |what: &str, secret: Option<&Secret>| secret.cloned().ok_or_else(|| missing(what));
+        let etcd = cluster.etcd.as_ref().and_then(|etcd| etcd.ca.as_ref());
+        Ok(Self {
+            machine: authority("machine.ca.key", machine.ca.as_ref())?,
+            kubernetes: authority("cluster.ca.key", cluster.ca.as_ref())?,
+            etcd: authority("cluster.etcd.ca.key", etcd)?,
+            token: secret("machine.token", machine.token.as_ref())?,
+            bootstrap_token: secret("cluster.token", cluster.token.as_ref())?,
+            aescbc: secret(
+                "cluster.aescbcEncryptionSecret",
+                cluster.aescbc_encryption_secret.as_ref(),
+            )?,
+        })
+    }
+
+    /// The client configuration of an administrator.
+    fn client(
+        &self,
+        name: &str,
+        endpoints: &[String],
+        now: SystemTime,
+    ) -> Result<Configuration, orlop_pki::Error> {
+        let admin = self.machine.issue(&admin(), now)?;
+        let context = Context {
+            endpoints: endpoints.to_vec(),
+            nodes: Vec::new(),
+            ca: self.machine.pair().crt.clone(),
+            crt: admin.crt,
+            key: admin.key,
+        };
+        Ok(Configuration {
+            context: name.to_owned(),
+            contexts: [(name.to_owned(), context)].into(),
+        })
+    }
 }
 
 fn config(
@@ -170,8 +258,10 @@ fn config(
     name: &str,
     endpoint: &Url,
     options: &Options,
+    images: Option<&Images>,
     secrets: &Secrets,
 ) -> MachineConfig {
+    let image = |of: fn(&Images) -> &String| images.map(|images| of(images).clone());
     let for_kind = |authority: &Authority| match kind.is_control_plane() {
         true => CertificateAndKey::from(authority.pair()),
         false => CertificateAndKey { crt: authority.pair().crt.clone(), key: None },
@@ -188,6 +278,7 @@ fn config(
         token: Some(secrets.token.clone()),
         ca: Some(for_kind(&secrets.machine)),
         cert_sans: options.additional_sans.clone(),
+        kubelet: Kubelet { image: image(|images| &images.kubelet), ..Kubelet::default() },
         install: Some(Install {
             disk: options.install_disk.clone(),
             image: options.install_image.clone(),
@@ -207,7 +298,27 @@ fn config(
         token: Some(secrets.bootstrap_token.clone()),
         aescbc_encryption_secret: control_plane_only.map(|()| secrets.aescbc.clone()),
         ca: Some(for_kind(&secrets.kubernetes)),
-        api_server: control_plane_only.map(|()| api_server(endpoint, options)).unwrap_or_default(),
+        api_server: control_plane_only
+            .map(|()| ApiServer {
+                image: image(|images| &images.api_server),
+                ..api_server(endpoint, options)
+            })
+            .unwrap_or_default(),
+        controller_manager: control_plane_only
+            .map(|()| Component {
+                image: image(|images| &images.controller_manager),
+                ..Component::default()
+            })
+            .unwrap_or_default(),
+        proxy: control_plane_only
+            .map(|()| Proxy { image: image(|images| &images.proxy), ..Proxy::default() })
+            .unwrap_or_default(),
+        scheduler: control_plane_only
+            .map(|()| Component {
+                image: image(|images| &images.scheduler),
+                ..Component::default()
+            })
+            .unwrap_or_default(),
         etcd: control_plane_only
             .map(|()| Etcd { ca: Some(for_kind(&secrets.etcd)), ..Etcd::default() }),
         ..Cluster::default()
@@ -485,6 +596,18 @@ mod tests {
         }
         for right in ["https://10.0.0.2:6443", "https://example.org/", "https://[fd00::1]:443"] {
             endpoint(right).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_version_of_kubernetes_chooses_all_images() {
+        let options =
+            Options { kubernetes_version: Some("1.20.2-rc.1".to_owned()), ..Options::default() };
+        let files = generated("https://10.0.0.2:6443", &options);
+        assert_eq!(files.control_plane.to_yaml().matches(":v1.20.2-rc.1").count(), 5);
+        assert_eq!(files.worker.to_yaml().matches(":v1.20.2-rc.1").count(), 1);
+        for wrong in ["", "1.20", "1.20.x", "1.20.1-", "1.20.1 2"] {
+            assert!(Images::of(Some(wrong)).is_err(), "{wrong:?}");
         }
     }
 

@@ -219,7 +219,7 @@ fn hostile_documents_end_in_an_error() {
     let long = format!("a: &a {}\nmachine: [{aliases}]\n", "x".repeat(1 << 20));
     let nulls: String = (0..30_000).map(|i| format!("    - {{mtu: , k{i}: }}\n")).collect();
     let nulls = format!("machine:\n  network:\n    interfaces:\n{nulls}cluster:\n");
-    let blocks = format!("machine:\n  {}x", "- ".repeat(1 << 20));
+    let blocks = format!("machine:\n  {}x", "- ".repeat(1 << 18));
     let commas = format!("machine: [{}]", ",".repeat(4 << 20));
     let documents = "---\n".repeat(1 << 20);
     let merges: String =
