@@ -101,6 +101,16 @@ impl Netlink {
         self.change_link(format!("set mtu {mtu} on link {index}"), message).await
     }
 
+    /// Gives a link another name (at most 15 bytes); other processes know it by its index meanwhile.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or the connection is gone.
+    pub async fn rename(&self, index: u32, name: &str) -> Result<(), Error> {
+        let message =
+            LinkMessageBuilder::<LinkUnspec>::new().index(index).name(name.to_owned()).build();
+        self.change_link(format!("rename link {index} to {name}"), message).await
+    }
+
     /// Adds an address, or gives the one that is there a new lifetime and protocol.
     ///
     /// # Errors

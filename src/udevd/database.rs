@@ -1,6 +1,6 @@
 //! What is known of a device, as libudev reads it below `/run/udev/data`: `lsblk`, LVM, storage
-//! drivers in containers. A line for each thing: `S:LINK`, `L:PRIORITY`, `I:MICROSECONDS`,
-//! `E:KEY=VALUE`, `V:1` (systemd, `device-private.c`). Pure.
+//! drivers in containers. A line for each thing: `N:NODE`, `S:LINK`, `L:PRIORITY`, `I:MICROSECONDS`,
+//! `E:KEY=VALUE`, `V:1` (systemd, `device-private.c`; its newer versions pass over `N:`). Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -8,6 +8,8 @@ use std::fmt::Write as _;
 /// One device's file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Record {
+    /// Below `/dev`; empty when the device has none.
+    pub node: String,
     /// Below `/dev`.
     pub links: BTreeSet<String>,
     /// Of the links.
@@ -23,6 +25,9 @@ impl Record {
     #[must_use]
     pub fn to_text(&self) -> String {
         let mut text = String::new();
+        if !self.node.is_empty() {
+            let _ = writeln!(text, "N:{}", self.node);
+        }
         for link in &self.links {
             let _ = writeln!(text, "S:{link}");
         }
@@ -42,6 +47,7 @@ impl Record {
         let mut record = Self::default();
         for line in text.lines() {
             match line.split_once(':') {
+                Some(("N", node)) => record.node = node.to_owned(),
                 Some(("S", link)) => drop(record.links.insert(link.to_owned())),
                 Some(("L", priority)) => record.priority = priority.parse().unwrap_or_default(),
                 Some(("I", at)) => record.initialized = at.parse().unwrap_or_default(),
@@ -66,6 +72,7 @@ mod tests {
     #[test]
     fn a_record_reads_as_libudev_wants_it() {
         let record = Record {
+            node: "dm-0".to_owned(),
             links: ["disk/by-label/STATE".to_owned()].into(),
             priority: 50,
             initialized: 1_234_567,
@@ -73,7 +80,7 @@ mod tests {
         };
         assert_eq!(
             record.to_text(),
-            "S:disk/by-label/STATE\nL:50\nI:1234567\nE:ID_FS_TYPE=xfs\nV:1\n"
+            "N:dm-0\nS:disk/by-label/STATE\nL:50\nI:1234567\nE:ID_FS_TYPE=xfs\nV:1\n"
         );
     }
 
@@ -85,12 +92,13 @@ mod tests {
 
         #[test]
         fn parse_gives_back_what_was_written(
+            node in "[a-z0-9/]{0,9}",
             links in proptest::collection::btree_set("[a-z/]{1,9}", 0..4),
             priority: i32,
             initialized: u64,
             properties in proptest::collection::btree_map("[A-Z_]{1,9}", "[^\r\n]{0,9}", 0..4),
         ) {
-            let record = Record { links, priority, initialized, properties };
+            let record = Record { node, links, priority, initialized, properties };
             prop_assert_eq!(Record::parse(&record.to_text()), record);
         }
     }
