@@ -52,7 +52,7 @@ pub fn private_key(text: &str) -> Result<PrivatePkcs8KeyDer<'static>, Error> {
 }
 
 /// The PEM text of a certificate.
-pub(crate) fn certificate_to_pem(der: &[u8]) -> String {
+pub fn certificate_to_pem(der: &[u8]) -> String {
     encode(&Pem::new("CERTIFICATE", der))
 }
 
