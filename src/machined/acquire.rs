@@ -20,6 +20,7 @@ use orlop_rt::{Chain, Exit};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::config::write_new;
 use crate::label;
 use crate::source::{Source, VOLUME_LABEL};
 
@@ -81,7 +82,7 @@ pub(crate) fn main(options: &Options) -> ExitCode {
         eprintln!("{problems}");
         return Exit::Config.into();
     }
-    match keep(&options.to, &text) {
+    match write_new(&options.to, text.as_bytes()) {
         Ok(()) => Exit::Ok.into(),
         Err(source) => {
             let error = Error::File { operation: "write", path: options.to.clone(), source };
@@ -183,14 +184,4 @@ async fn get(uri: &Uri) -> Result<Vec<u8>, Error> {
             body.await
         }
     }
-}
-
-/// Writes beside, syncs, renames: a reader sees all of it or none.
-fn keep(path: &Path, text: &str) -> io::Result<()> {
-    let beside = path.with_extension("new");
-    let mut file =
-        File::options().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
-    io::Write::write_all(&mut file, text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&beside, path)
 }

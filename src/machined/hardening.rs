@@ -2,6 +2,7 @@
 //!
 //! The lists are those of the Kernel Self Protection Project that spec §7.3 names.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::PathBuf;
@@ -49,12 +50,22 @@ enum Outcome {
 
 /// Writes both lists, reads them back, and says on the console which hold.
 pub(crate) fn apply_sysctls() {
-    report("hardening sysctls hold", HARDENING, true);
-    report("required sysctls hold", REQUIRED, false);
+    report("hardening sysctls hold", HARDENING.iter().copied(), true);
+    report("required sysctls hold", REQUIRED.iter().copied(), false);
 }
 
-fn report(title: &'static str, settings: &[(&str, &str)], absent_is_fine: bool) {
-    let (mut holding, mut absent) = (0, 0);
+/// Writes those of the configuration, and says which hold.
+pub(crate) fn apply_user_sysctls(sysctls: &BTreeMap<String, String>) {
+    let settings = sysctls.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    report("sysctls of the configuration hold", settings, false);
+}
+
+fn report<'a>(
+    title: &'static str,
+    settings: impl ExactSizeIterator<Item = (&'a str, &'a str)>,
+    absent_is_fine: bool,
+) {
+    let (mut holding, mut absent, count) = (0, 0, settings.len());
     for (name, wanted) in settings {
         match set(name, wanted) {
             Outcome::Holds => holding += 1,
@@ -65,7 +76,7 @@ fn report(title: &'static str, settings: &[(&str, &str)], absent_is_fine: bool) 
             }
         }
     }
-    info!(count = holding, of = settings.len() - absent, "{title}");
+    info!(count = holding, of = count - absent, "{title}");
 }
 
 fn set(name: &str, wanted: &str) -> Outcome {
@@ -83,9 +94,17 @@ fn set(name: &str, wanted: &str) -> Outcome {
     }
 }
 
-/// A sysctl's file: dots become slashes (`sysctl(8)`).
+/// A sysctl's file. The separator that comes first is the one: `net.ipv4.conf.eth0/1.forwarding` and
+/// `net/ipv4/conf/eth0.1/forwarding` name the same (`sysctl.d(5)`).
 fn path(name: &str) -> PathBuf {
-    PathBuf::from("/proc/sys").join(name.replace('.', "/"))
+    let dotted = name.find(['.', '/']).is_some_and(|at| name[at..].starts_with('.'));
+    let swap = |c| match c {
+        '.' => '/',
+        '/' => '.',
+        other => other,
+    };
+    let name = if dotted { name.chars().map(swap).collect() } else { name.to_owned() };
+    PathBuf::from("/proc/sys").join(name)
 }
 
 #[cfg(test)]
@@ -93,8 +112,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_with_dots_is_a_path() {
-        assert_eq!(path("net.ipv4.ip_forward"), PathBuf::from("/proc/sys/net/ipv4/ip_forward"));
+    fn the_first_separator_decides() {
+        let conf = "/proc/sys/net/ipv4/conf/eth0.1/forwarding";
+        for (name, expected) in [
+            ("net.ipv4.ip_forward", "/proc/sys/net/ipv4/ip_forward"),
+            ("net.ipv4.conf.eth0/1.forwarding", conf),
+            ("net/ipv4/conf/eth0.1/forwarding", conf),
+        ] {
+            assert_eq!(path(name), PathBuf::from(expected));
+        }
     }
 
     #[test]

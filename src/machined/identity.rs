@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use nix::ifaddrs::getifaddrs;
 use orlop_config::machine::MachineConfig;
-use orlop_pki::{Authority, Leaf, Pair, Usage};
+use orlop_pki::{Authority, KeyKind, Leaf, Pair, Usage};
 use orlop_rt::CancellationToken;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{debug, info, warn};
@@ -119,6 +119,29 @@ impl Keeper {
     }
 }
 
+/// Writes a certificate of an authority nobody keeps, for a node that has no configuration; its
+/// fingerprint, and the addresses it is for.
+pub(crate) fn write_throw_away(now: SystemTime) -> Result<(String, Vec<IpAddr>), Error> {
+    let names = names(&[])
+        .map_err(|source| Error::System { operation: "list the node's addresses", source })?;
+    let authority = Authority::generate("maintenance", KeyKind::Ed25519, LIFETIME, now)?;
+    let leaf = Leaf {
+        common_name: fqdn().unwrap_or_else(|| "orlop".to_owned()),
+        organizations: Vec::new(),
+        usage: Usage::Server,
+        dns: names.dns.into_iter().collect(),
+        ips: names.ips.iter().copied().collect(),
+        lifetime: LIFETIME,
+    };
+    let server = authority.issue(&leaf, now)?;
+    make_folder()
+        .and_then(|()| write_one(&Path::new(APID_SECRETS).join("tls.key"), server.key.expose()))
+        .and_then(|()| write_one(&Path::new(APID_SECRETS).join("tls.crt"), &server.crt))
+        .map_err(|source| Error::file("write apid's certificate to", APID_SECRETS, source))?;
+    let addresses = names.ips.into_iter().filter(|ip| !ip.is_loopback()).collect();
+    Ok((orlop_pki::fingerprint(&server.crt)?, addresses))
+}
+
 /// The role by which one apid speaks for a caller to another (spec §3.3).
 const IMPERSONATOR: &str = "os:impersonator";
 
@@ -175,10 +198,14 @@ fn kernel_name(path: &str) -> Option<String> {
     (!name.is_empty() && name != "(none)").then(|| name.to_owned())
 }
 
-fn write_all(ca: &str, server: &Pair, client: &Pair) -> io::Result<()> {
+fn make_folder() -> io::Result<()> {
     fs::create_dir_all(APID_SECRETS)?;
     fs::set_permissions(APID_SECRETS, fs::Permissions::from_mode(0o500))?;
-    chown(APID_SECRETS, Some(APID_UID), Some(APID_UID))?;
+    chown(APID_SECRETS, Some(APID_UID), Some(APID_UID))
+}
+
+fn write_all(ca: &str, server: &Pair, client: &Pair) -> io::Result<()> {
+    make_folder()?;
     let files = [
         ("ca.crt", ca),
         ("client.crt", &client.crt),

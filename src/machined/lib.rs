@@ -13,9 +13,11 @@
 
 mod acquire;
 mod api;
+mod apply;
 mod cgroups;
 mod clock;
 mod config;
+mod document;
 mod error;
 mod etc;
 mod events;
@@ -23,6 +25,7 @@ mod hardening;
 mod identity;
 mod kmsg;
 pub mod label;
+mod maintenance;
 mod metrics;
 mod mounts;
 mod node;
@@ -33,6 +36,8 @@ mod services;
 mod source;
 mod tasks;
 mod timeline;
+mod user;
+mod volumes;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -49,7 +54,7 @@ use tokio::time::sleep;
 use tracing::{error, info, warn};
 
 use error::Error;
-use node::Node;
+use node::{Ending, Node};
 use power::End;
 
 /// From a fatal error to the reboot it ends in: time to read the console.
@@ -131,13 +136,13 @@ async fn live(cmdline: Cmdline) {
     let (requests, mut ends) = mpsc::channel(1);
     let node = Node::start(cmdline, requests);
     info!(platform = node.platform(), "Orlop {} ({})", version::TAG, version::SHA);
-    let end = tokio::select! {
-        end = up(&node) => end,
+    let ending = tokio::select! {
+        end = up(&node) => end.into(),
         // The sender lives as long as the node.
-        end = ends.recv() => end.unwrap_or(End::Reboot),
-        end = signalled(&node) => end,
+        ending = ends.recv() => ending.unwrap_or(End::Reboot.into()),
+        end = signalled(&node) => end.into(),
     };
-    down(&node, end).await;
+    down(&node, ending).await;
 }
 
 /// Boots, and stays up; ends only where a boot failed that another one may mend.
@@ -181,13 +186,12 @@ async fn signalled(node: &Node) -> End {
 }
 
 /// Stops everything in order and ends the machine. What fails on the way is said, and passed over.
-async fn down(node: &Node, end: End) {
+async fn down(node: &Node, Ending { sequence, end }: Ending) {
     node.lock();
     // From here on Ctrl-Alt-Del is the kernel's again: nobody would hear it.
     if let Err(error) = set_cad_enabled(true) {
         warn!(%error, "Ctrl-Alt-Del goes unheard");
     }
-    let sequence = node::sequence_of(end);
     info!("{} sequence: stopping services", sequence.name);
     if let Err(error) = node.run(sequence).await {
         error!(error = %Chain(&error), "going down all the same");

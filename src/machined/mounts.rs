@@ -1,6 +1,7 @@
 //! The file systems PID 1 mounts beyond what the initramfs brought, and how all of them go away again.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
@@ -21,7 +22,7 @@ const NOSUID_NODEV: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
 const CLOSED: MsFlags = NOSUID_NODEV.union(MsFlags::MS_NOEXEC).union(MsFlags::MS_RELATIME);
 const TERMINALS: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC);
 
-/// Spec §8.8. Until a disk is installed, `/var` lives in memory.
+/// Spec §8.8. Without a volume for it, `/var` lives in memory.
 const MOUNTS: [Mount; 6] = [
     Mount { target: "/dev/shm", fstype: "tmpfs", flags: CLOSED, data: None },
     Mount {
@@ -72,8 +73,17 @@ pub(crate) fn mount_all() -> Result<(), Error> {
             }
         }
     }
-    std::os::unix::fs::symlink("/run", "/var/run")
-        .map_err(|source| Error::file("link", "/var/run", source))?;
+    make_directories()
+}
+
+/// Makes those that are not there yet; a volume that was mounted meanwhile may hide them.
+pub(crate) fn make_directories() -> Result<(), Error> {
+    match std::os::unix::fs::symlink("/run", "/var/run") {
+        Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(Error::file("link", "/var/run", source));
+        }
+        _ => {}
+    }
     for (path, mode) in DIRECTORIES {
         fs::create_dir_all(path)
             .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(mode)))

@@ -1,9 +1,10 @@
 //! What PID 1 knows of its node, shared by the tasks of the sequences and by the machine API.
 
 use std::hash::{BuildHasher as _, RandomState};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use orlop_config::cmdline::Cmdline;
 use orlop_config::machine::MachineConfig;
@@ -11,16 +12,34 @@ use orlop_proto::machine::ServiceStateEvent;
 use orlop_rt::{CancellationToken, Chain};
 use orlop_supervise::{Cause, Change, Handle, Reaper, Supervisor};
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
 use crate::Error;
+use crate::document::Document;
 use crate::events::Events;
 use crate::plan::{BOOT, INITIALIZE, REBOOT, SHUTDOWN, Sequence};
 use crate::power::End;
 use crate::timeline::{Story, Timeline};
 use crate::{sequence, tasks};
+
+/// How the node ends: what is done on the way down, and what follows.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ending {
+    pub(crate) sequence: &'static Sequence,
+    pub(crate) end: End,
+}
+
+impl From<End> for Ending {
+    fn from(end: End) -> Self {
+        let sequence = match end {
+            End::Reboot => &REBOOT,
+            End::PowerOff | End::Halt => &SHUTDOWN,
+        };
+        Self { sequence, end }
+    }
+}
 
 /// Shared by clones.
 #[derive(Clone, Debug)]
@@ -33,12 +52,18 @@ struct Inner {
     timeline: Timeline,
     reaper: Reaper,
     supervisor: Handle,
-    /// Set once, by the task that loads it.
-    config: OnceLock<MachineConfig>,
+    /// What the node goes by. `None` until the task that loads it has one.
+    config: watch::Sender<Option<Arc<Document>>>,
+    /// Where a node without a configuration waits for one; `None` while it does not.
+    waiting: Mutex<Option<mpsc::Sender<Document>>>,
+    /// Held while a configuration is applied.
+    applying: tokio::sync::Mutex<()>,
+    /// What a reset wipes.
+    wiped: OnceLock<Vec<PathBuf>>,
     /// The sequencer's lock: while a sequence runs, another one is refused.
     locked: AtomicBool,
     /// Takes one request: the first ends the machine.
-    ends: mpsc::Sender<End>,
+    ends: mpsc::Sender<Ending>,
     /// Ends what runs beside the services.
     shutdown: CancellationToken,
     /// What runs beside the services, for as long as the node does. Held for a spawn.
@@ -47,7 +72,7 @@ struct Inner {
 
 impl Node {
     /// The node, with its reaper and its supervisor at work.
-    pub(crate) fn start(cmdline: Cmdline, ends: mpsc::Sender<End>) -> Self {
+    pub(crate) fn start(cmdline: Cmdline, ends: mpsc::Sender<Ending>) -> Self {
         // std's hasher is seeded without waiting for the kernel's pool, which is not filled yet.
         let [a, b, c, ..] = RandomState::new().hash_one(()).to_ne_bytes();
         let events = Events::new([a, b, c]);
@@ -60,7 +85,10 @@ impl Node {
             timeline: timeline.clone(),
             reaper: Reaper::new(),
             supervisor: handle.clone(),
-            config: OnceLock::new(),
+            config: watch::Sender::default(),
+            waiting: Mutex::default(),
+            applying: tokio::sync::Mutex::default(),
+            wiped: OnceLock::new(),
             locked: AtomicBool::new(true),
             ends: ends.clone(),
             shutdown: CancellationToken::new(),
@@ -71,7 +99,7 @@ impl Node {
             if let Err(error) = reaper.run().await {
                 error!(error = %Chain(&error), "children are not waited for any more; rebooting");
                 // Full: the end is on its way.
-                let _ = ends.try_send(End::Reboot);
+                let _ = ends.try_send(End::Reboot.into());
             }
         });
         node.spawn(publish_changes(handle.subscribe(), events, timeline));
@@ -115,15 +143,61 @@ impl Node {
         self.0.cmdline.platform().unwrap_or("metal")
     }
 
-    pub(crate) fn config(&self) -> Result<&MachineConfig, Error> {
-        self.0.config.get().ok_or(Error::NoConfiguration)
+    /// What the node goes by.
+    pub(crate) fn config(&self) -> Result<Arc<MachineConfig>, Error> {
+        Ok(self.document()?.config())
     }
 
-    /// Keeps the first configuration; a second one would come with a reboot.
-    pub(crate) fn set_config(&self, config: MachineConfig) {
-        if self.0.config.set(config).is_err() {
-            warn!("a second machine configuration is passed over");
+    /// The same, with its text.
+    pub(crate) fn document(&self) -> Result<Arc<Document>, Error> {
+        self.0.config.borrow().clone().ok_or(Error::NoConfiguration)
+    }
+
+    pub(crate) fn set_document(&self, document: Document) {
+        self.timeline().story().configured(document.text().as_bytes(), SystemTime::now());
+        self.0.config.send_replace(Some(Arc::new(document)));
+    }
+
+    /// Waits for a configuration that somebody applies (maintenance).
+    pub(crate) async fn wait_for_document(&self) -> Document {
+        let (offer, mut offered) = mpsc::channel(1);
+        *self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner) = Some(offer);
+        loop {
+            // The sender is kept in the node; it does not go away.
+            if let Some(document) = offered.recv().await {
+                *self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                return document;
+            }
         }
+    }
+
+    /// Whether the node waits for a configuration.
+    pub(crate) fn in_maintenance(&self) -> bool {
+        self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// Gives `document` to a node that waits for one; whether it does.
+    pub(crate) fn offer(&self, document: Document) -> bool {
+        let waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        waiting.is_some_and(|waiting| waiting.try_send(document).is_ok())
+    }
+
+    /// The right to apply a configuration; `None` while another call has it.
+    pub(crate) fn applying(&self) -> Option<tokio::sync::MutexGuard<'_, ()>> {
+        self.0.applying.try_lock().ok()
+    }
+
+    /// What the reset that was asked for wipes.
+    pub(crate) fn wiped(&self) -> &[PathBuf] {
+        self.0.wiped.get().map_or(&[], Vec::as_slice)
+    }
+
+    /// Asks for a reset that wipes these devices; as [`Node::request_end`].
+    pub(crate) fn request_reset(&self, devices: Vec<PathBuf>, end: End) {
+        if self.0.wiped.set(devices).is_err() {
+            return sequence::refuse(&crate::plan::RESET, self.events());
+        }
+        self.request_end(Ending { sequence: &crate::plan::RESET, end });
     }
 
     /// From the first task to services that are all healthy.
@@ -155,10 +229,11 @@ impl Node {
 
     /// Asks for the end of the machine; while another sequence runs, the request is refused, which
     /// those who watch the events are told.
-    pub(crate) fn request_end(&self, end: End) {
+    pub(crate) fn request_end(&self, ending: impl Into<Ending>) {
+        let ending = ending.into();
         let free = !self.0.locked.swap(true, Ordering::AcqRel);
-        if !(free && self.0.ends.try_send(end).is_ok()) {
-            sequence::refuse(sequence_of(end), self.events());
+        if !(free && self.0.ends.try_send(ending).is_ok()) {
+            sequence::refuse(ending.sequence, self.events());
         }
     }
 
@@ -192,14 +267,6 @@ async fn publish_changes(
             }
             Err(RecvError::Closed) => return,
         }
-    }
-}
-
-/// The sequence that leads to `end`.
-pub(crate) fn sequence_of(end: End) -> &'static Sequence {
-    match end {
-        End::Reboot => &REBOOT,
-        End::PowerOff | End::Halt => &SHUTDOWN,
     }
 }
 

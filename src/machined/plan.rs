@@ -7,6 +7,7 @@
 pub(crate) enum Task {
     CheckKernelArguments,
     MountFilesystems,
+    MountVolumes,
     SetUpCgroups,
     WriteSysctls,
     SetRLimit,
@@ -16,11 +17,15 @@ pub(crate) enum Task {
     StartContainerd,
     StartMachineApi,
     LoadConfig,
+    SaveConfig,
+    WriteUserFiles,
+    WriteUserSysctls,
     PrepareServices,
     StartServices,
     StopServices,
     KillProcesses,
     UnmountAll,
+    WipeVolumes,
 }
 
 impl Task {
@@ -28,6 +33,7 @@ impl Task {
         match self {
             Self::CheckKernelArguments => "enforceKSPPRequirements",
             Self::MountFilesystems => "mountPseudoFilesystems",
+            Self::MountVolumes => "mountStatePartition",
             Self::SetUpCgroups => "mountCgroups",
             Self::WriteSysctls => "writeRequiredSysctls",
             Self::SetRLimit => "setRLimit",
@@ -37,11 +43,15 @@ impl Task {
             Self::StartContainerd => "startContainerd",
             Self::StartMachineApi => "startMachineAPI",
             Self::LoadConfig => "loadConfig",
+            Self::SaveConfig => "saveConfig",
+            Self::WriteUserFiles => "writeUserFiles",
+            Self::WriteUserSysctls => "writeUserSysctls",
             Self::PrepareServices => "setupServices",
             Self::StartServices => "startEverything",
             Self::StopServices => "stopEverything",
             Self::KillProcesses => "killProcesses",
             Self::UnmountAll => "unmountSystem",
+            Self::WipeVolumes => "resetSystemDisk",
         }
     }
 }
@@ -73,6 +83,7 @@ pub(crate) const INITIALIZE: Sequence = Sequence {
                 Task::SetUpCgroups,
                 Task::SetRLimit,
                 Task::SetUpClock,
+                Task::MountVolumes,
             ],
         },
         Phase { name: "containerd", tasks: &[Task::StartContainerd] },
@@ -88,6 +99,10 @@ pub(crate) const INITIALIZE: Sequence = Sequence {
 pub(crate) const BOOT: Sequence = Sequence {
     name: "boot",
     phases: &[
+        Phase {
+            name: "userSetup",
+            tasks: &[Task::SaveConfig, Task::WriteUserFiles, Task::WriteUserSysctls],
+        },
         Phase { name: "services", tasks: &[Task::PrepareServices] },
         Phase { name: "startEverything", tasks: &[Task::StartServices] },
     ],
@@ -97,11 +112,22 @@ pub(crate) const BOOT: Sequence = Sequence {
 pub(crate) const REBOOT: Sequence = Sequence { name: "reboot", phases: DOWN };
 pub(crate) const SHUTDOWN: Sequence = Sequence { name: "shutdown", phases: DOWN };
 
-const DOWN: &[Phase] = &[
-    Phase { name: "stopEverything", tasks: &[Task::StopServices] },
-    Phase { name: "killProcesses", tasks: &[Task::KillProcesses] },
-    Phase { name: "unmount", tasks: &[Task::UnmountAll] },
-];
+/// A new configuration that is good from the next boot on.
+pub(crate) const APPLY_CONFIGURATION: Sequence = Sequence {
+    name: "applyConfiguration",
+    phases: &[Phase { name: "saveConfig", tasks: &[Task::SaveConfig] }, STOP, KILL, UNMOUNT],
+};
+
+/// What the node keeps is gone, and with it who it was.
+pub(crate) const RESET: Sequence = Sequence {
+    name: "reset",
+    phases: &[STOP, KILL, UNMOUNT, Phase { name: "reset", tasks: &[Task::WipeVolumes] }],
+};
+
+const STOP: Phase = Phase { name: "stopEverything", tasks: &[Task::StopServices] };
+const KILL: Phase = Phase { name: "killProcesses", tasks: &[Task::KillProcesses] };
+const UNMOUNT: Phase = Phase { name: "unmount", tasks: &[Task::UnmountAll] };
+const DOWN: &[Phase] = &[STOP, KILL, UNMOUNT];
 
 #[cfg(test)]
 mod tests {
@@ -112,7 +138,7 @@ mod tests {
     #[test]
     fn the_sequences_read_as_the_golden_story() {
         let mut story = String::new();
-        for sequence in [&INITIALIZE, &BOOT, &REBOOT, &SHUTDOWN] {
+        for sequence in [&INITIALIZE, &BOOT, &APPLY_CONFIGURATION, &REBOOT, &SHUTDOWN, &RESET] {
             let _ = writeln!(story, "{}", sequence.name);
             for phase in sequence.phases {
                 let tasks: Vec<_> = phase.tasks.iter().map(|task| task.name()).collect();

@@ -7,7 +7,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -27,7 +27,7 @@ use tracing::warn;
 
 use crate::api;
 use crate::error::Error;
-use crate::identity::Keeper;
+use crate::identity::{self, Keeper};
 use crate::metrics;
 use crate::node::{BOOT_LIMIT, Node};
 
@@ -139,24 +139,59 @@ pub(crate) async fn start_api(node: &Node) -> Result<(), Error> {
     start(node, Definition::new("machined", runner)).await
 }
 
+/// What anybody who finds a node without a configuration is shown.
+#[derive(Debug)]
+pub(crate) struct Door {
+    /// Of apid's certificate.
+    pub(crate) fingerprint: String,
+    /// Where apid answers.
+    pub(crate) addresses: Vec<IpAddr>,
+}
+
+/// Starts the network by its defaults, and an apid that is open to anybody.
+pub(crate) async fn start_maintenance(node: &Node) -> Result<Door, Error> {
+    write_network(&Network::default())?;
+    socket_folders()?;
+    let containerd = runtime();
+    for definition in [networkd(&containerd), routerd(&containerd)] {
+        start(node, definition).await?;
+    }
+    if let Err(error) = node.supervisor().wait_up(&["networkd"], NETWORK_LIMIT).await {
+        warn!(error = %Chain(&error), "no network yet; waiting for a configuration all the same");
+    }
+    let (fingerprint, addresses) = identity::write_throw_away(SystemTime::now())?;
+    start(node, apid(&containerd, &["--maintenance"], true)).await?;
+    node.supervisor().wait_up(&["routerd", "apid"], START_LIMIT).await.map_err(Error::Services)?;
+    Ok(Door { fingerprint, addresses })
+}
+
+/// Closes it, once the calls under way have their answers. The rest goes on until [`prepare`].
+pub(crate) async fn stop_maintenance(node: &Node) -> Result<(), Error> {
+    node.supervisor().stop("apid").await.map_err(Error::Services)
+}
+
+/// Lets networkd go by another `machine.network`.
+pub(crate) async fn apply_network(node: &Node, network: &Network) -> Result<(), Error> {
+    write_network(network)?;
+    node.supervisor().restart("networkd").await.map_err(Error::Services)
+}
+
 /// Makes what the daemons need of files and folders, and loads them.
 pub(crate) async fn prepare(node: &Node) -> Result<(), Error> {
     let config = node.config()?;
     write_network(&config.machine.network)?;
-    socket_folder(Path::new(NETWORKD_SOCKET), NETWORKD_UID, ROUTERD_UID)?;
-    socket_folder(Path::new(ROUTERD_SOCKET), ROUTERD_UID, APID_UID)?;
-    let mut keeper = Keeper::new(config)?;
+    socket_folders()?;
+    let mut keeper = Keeper::new(&config)?;
     keeper.refresh(SystemTime::now())?;
     let identified = keeper.can_issue();
-    let containerd = Containerd::new(container::Options {
-        shim_cgroup: Some("/system/runtime".to_owned()),
-        binary: Some("crun".to_owned()),
-        ..container::Options::new(CONTAINERD_SOCKET)
-    });
+    let containerd = runtime();
+    // It went by its defaults so far: for fetching, or in maintenance.
     if node.supervisor().status("networkd").await.is_ok() {
         node.supervisor().stop("networkd").await.map_err(Error::Services)?;
     }
-    for definition in [networkd(&containerd), routerd(&containerd), apid(&containerd, identified)] {
+    for definition in
+        [networkd(&containerd), routerd(&containerd), apid(&containerd, &[], identified)]
+    {
         node.supervisor().load(definition).await.map_err(Error::Services)?;
     }
     if !identified {
@@ -173,6 +208,19 @@ pub(crate) async fn prepare(node: &Node) -> Result<(), Error> {
         keeper.run(shutdown).await;
     });
     Ok(())
+}
+
+fn runtime() -> Containerd {
+    Containerd::new(container::Options {
+        shim_cgroup: Some("/system/runtime".to_owned()),
+        binary: Some("crun".to_owned()),
+        ..container::Options::new(CONTAINERD_SOCKET)
+    })
+}
+
+fn socket_folders() -> Result<(), Error> {
+    socket_folder(Path::new(NETWORKD_SOCKET), NETWORKD_UID, ROUTERD_UID)?;
+    socket_folder(Path::new(ROUTERD_SOCKET), ROUTERD_UID, APID_UID)
 }
 
 /// Starts all that are loaded and waits until they are up.
@@ -238,8 +286,8 @@ fn routerd(containerd: &Containerd) -> Definition {
     }
 }
 
-fn apid(containerd: &Containerd, identified: bool) -> Definition {
-    let mut spec = daemon("apid", APID_UID, &[]);
+fn apid(containerd: &Containerd, args: &[&str], identified: bool) -> Definition {
+    let mut spec = daemon("apid", APID_UID, args);
     spec.host.network = true;
     spec.seccomp = Some(Profile::new([Group::Unix, Group::Inet]));
     spec.oom_score_adj = PRECIOUS;

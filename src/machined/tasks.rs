@@ -9,7 +9,9 @@ use tracing::{info, warn};
 
 use crate::node::{BOOT_LIMIT, Node};
 use crate::plan::Task;
-use crate::{Error, cgroups, clock, config, etc, hardening, mounts, power, services};
+use crate::{
+    Error, cgroups, clock, config, etc, hardening, mounts, power, services, user, volumes,
+};
 
 /// Open files each process may have (spec §7.3).
 const OPEN_FILES: u64 = 1_048_576;
@@ -24,6 +26,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(60);
 pub(crate) async fn perform(node: &Node, task: Task) -> Result<(), Error> {
     match task {
         Task::MountFilesystems => mounts::mount_all(),
+        Task::MountVolumes => volumes::mount_all(),
         Task::CheckKernelArguments => check_kernel_arguments(node),
         Task::SetUpCgroups => cgroups::set_up(),
         Task::SetRLimit => {
@@ -46,6 +49,15 @@ pub(crate) async fn perform(node: &Node, task: Task) -> Result<(), Error> {
         Task::CreateEtcFiles => etc::create(),
         Task::StartMachineApi => services::start_api(node).await,
         Task::LoadConfig => config::load(node).await,
+        Task::SaveConfig => config::save(node),
+        Task::WriteUserFiles => {
+            user::write_files(&node.config()?.machine.files);
+            Ok(())
+        }
+        Task::WriteUserSysctls => {
+            user::write_sysctls(&node.config()?.machine.sysctls);
+            Ok(())
+        }
         Task::PrepareServices => services::prepare(node).await,
         Task::StartServices => services::start_all(node, BOOT_LIMIT).await,
         Task::StopServices => {
@@ -62,6 +74,12 @@ pub(crate) async fn perform(node: &Node, task: Task) -> Result<(), Error> {
         }
         Task::UnmountAll => {
             power::within(power::DISK_LIMIT, "unmounting", power::put_away).await;
+            Ok(())
+        }
+        Task::WipeVolumes => {
+            let devices = node.wiped().to_vec();
+            let wipe = move || devices.iter().for_each(|device| volumes::wipe(device));
+            power::within(power::DISK_LIMIT, "wiping", wipe).await;
             Ok(())
         }
     }

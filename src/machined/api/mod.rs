@@ -7,6 +7,7 @@ mod archive;
 mod containers;
 mod files;
 pub(crate) mod host;
+mod lifecycle;
 mod node;
 mod threads;
 mod walk;
@@ -53,8 +54,9 @@ type Answer<T> = Result<Response<T>, Status>;
 type Items<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 type Streamed<T> = Answer<Items<T>>;
 
-/// Bytes of a request. None that is served today needs a tenth; PID 1's memory is nobody's to fill.
-const REQUEST_LIMIT: usize = 64 << 10;
+/// Bytes of a request: those of the largest configuration, and a little. PID 1's memory is nobody's to
+/// fill.
+const REQUEST_LIMIT: usize = (4 << 20) + (64 << 10);
 /// Those who follow a log or the events get this long to see the end coming.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -371,6 +373,63 @@ impl MachineService for Machine {
             }
             Err(refusal) => Err(foreign(refusal)),
         }
+    }
+
+    async fn apply_configuration(
+        &self,
+        request: Request<proto::ApplyConfigurationRequest>,
+    ) -> Answer<proto::ApplyConfigurationResponse> {
+        let applied = lifecycle::apply(&self.node, request.into_inner()).await?;
+        Ok(Response::new(proto::ApplyConfigurationResponse { messages: vec![applied] }))
+    }
+
+    async fn bootstrap(
+        &self,
+        _: Request<proto::BootstrapRequest>,
+    ) -> Answer<proto::BootstrapResponse> {
+        let messages = vec![lifecycle::bootstrap(&self.node)?];
+        Ok(Response::new(proto::BootstrapResponse { messages }))
+    }
+
+    async fn recover(&self, _: Request<proto::RecoverRequest>) -> Answer<proto::RecoverResponse> {
+        Err(lifecycle::no_etcd("recover"))
+    }
+
+    async fn etcd_member_list(
+        &self,
+        _: Request<proto::EtcdMemberListRequest>,
+    ) -> Answer<proto::EtcdMemberListResponse> {
+        Err(lifecycle::no_etcd("list etcd's members"))
+    }
+
+    async fn etcd_leave_cluster(
+        &self,
+        _: Request<proto::EtcdLeaveClusterRequest>,
+    ) -> Answer<proto::EtcdLeaveClusterResponse> {
+        Err(lifecycle::no_etcd("leave the etcd cluster"))
+    }
+
+    async fn etcd_forfeit_leadership(
+        &self,
+        _: Request<proto::EtcdForfeitLeadershipRequest>,
+    ) -> Answer<proto::EtcdForfeitLeadershipResponse> {
+        Err(lifecycle::no_etcd("forfeit the leadership of etcd"))
+    }
+
+    async fn upgrade(&self, _: Request<proto::UpgradeRequest>) -> Answer<proto::UpgradeResponse> {
+        Err(lifecycle::not_installed("upgrade"))
+    }
+
+    async fn rollback(
+        &self,
+        _: Request<proto::RollbackRequest>,
+    ) -> Answer<proto::RollbackResponse> {
+        Err(lifecycle::not_installed("roll back"))
+    }
+
+    async fn reset(&self, request: Request<proto::ResetRequest>) -> Answer<proto::ResetResponse> {
+        lifecycle::reset(&self.node, &request.into_inner())?;
+        Ok(Response::new(proto::ResetResponse { messages: vec![proto::Reset { metadata: None }] }))
     }
 
     async fn reboot(&self, _: Request<()>) -> Answer<proto::RebootResponse> {
