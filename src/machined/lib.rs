@@ -33,6 +33,7 @@ mod plan;
 mod power;
 mod sequence;
 mod services;
+pub mod sockets;
 mod source;
 mod tasks;
 mod timeline;

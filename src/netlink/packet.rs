@@ -169,7 +169,7 @@ fn link_address(index: u32, mac: Mac) -> io::Result<libc::sockaddr_ll> {
     Ok(address)
 }
 
-fn set_option<T>(
+pub(crate) fn set_option<T>(
     socket: &OwnedFd,
     level: libc::c_int,
     name: libc::c_int,

@@ -29,6 +29,7 @@ pub static TARGETS: &[Target] = &[
     ("udp_in_a_packet", udp_in_a_packet, &[PACKET]),
     ("dhcp_reply", dhcp_reply, &[&DHCP_ACK]),
     ("volume_label", volume_label, &[&ISO]),
+    ("socket_table", socket_table, &[SOCKET]),
     ("grpc_path", grpc_path, &[b"/machine.MachineService/Memory"]),
     ("answer_to_merge", answer_to_merge, &[b"\x0a\x04\x12\x02ok"]),
 ];
@@ -95,6 +96,13 @@ pub fn volume_label(bytes: &[u8]) {
     let _ = orlop_machined::label::probe(bytes);
 }
 
+pub fn socket_table(bytes: &[u8]) {
+    let line = String::from_utf8_lossy(bytes);
+    for protocol in ["tcp", "tcp6"] {
+        let _ = orlop_machined::sockets::parse(protocol, &line);
+    }
+}
+
 pub fn grpc_path(bytes: &[u8]) {
     let _ = orlop_rpc::proxy::Method::parse(&String::from_utf8_lossy(bytes));
 }
@@ -129,6 +137,7 @@ const CERTIFICATE: &[u8] =
 const KEY: &[u8] = b"-----BEGIN ED25519 PRIVATE KEY-----\n\
     MC4CAQAwBQYDK2VwBCIEIDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAw\n\
     -----END ED25519 PRIVATE KEY-----\n";
+const SOCKET: &[u8] = b"1: 0100007F:C350 00000000:0000 0A 00000000:00000007 00:00000000 00000000 50 0 4711 1 0";
 const PACKET: &[u8] =
     b"\x45\0\0\x20\0\0\0\0\x40\x11\0\0\x0a\0\x02\x02\x0a\0\x02\x0f\0\x43\0\x44\0\x0c\0\0abcd";
 /// A BOOTP reply with the options message type, lease time, mask and router (RFC 2131, RFC 2132).

@@ -5,12 +5,13 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::path::Path;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use orlop_proto::machine::{
-    CpUsInfo, CpuInfo, CpuStat, DiskStat, DiskStats, LoadAvg, MemInfo, MountStat, NetDev,
-    NetworkDeviceStats, ProcessInfo, SoftIrqStat, SystemStat,
+    CpUsInfo, CpuFreqStats, CpuInfo, CpuStat, DiskStat, DiskStats, LoadAvg, MemInfo, MountStat,
+    NetDev, NetworkDeviceStats, ProcessInfo, SoftIrqStat, SystemStat,
 };
 
 /// Clock ticks per second that `/proc` counts in (`USER_HZ`), the same on all architectures we run on.
@@ -333,25 +334,53 @@ fn unescape(field: &str) -> String {
 }
 
 /// All processes; one that goes away while it is read is left out.
-pub(super) fn processes() -> std::io::Result<Vec<ProcessInfo>> {
+///
+/// A node can have thousands, and each costs a few system calls: so there are as few as can be.
+pub(super) fn processes() -> io::Result<Vec<ProcessInfo>> {
     let page = page_size();
-    Ok(fs::read_dir("/proc")?
-        .filter_map(Result::ok)
-        .filter_map(|entry| {
-            let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
-            let folder = entry.path();
-            // A process names itself, in any bytes.
-            let stat = fs::read(folder.join("stat")).ok()?;
-            let stat = String::from_utf8_lossy(&stat);
-            let cmdline = fs::read(folder.join("cmdline")).unwrap_or_default();
-            let executable = fs::read_link(folder.join("exe")).unwrap_or_default();
-            let mut process = process(pid, &stat, page)?;
+    let mut bytes = Vec::new();
+    let mut processes = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let Ok(entry) = entry else { continue };
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
+        if slurp(&format!("/proc/{pid}/stat"), &mut bytes).is_err() {
+            continue;
+        }
+        // A process names itself, in any bytes.
+        let Some(mut process) = process(pid, &String::from_utf8_lossy(&bytes), page) else {
+            continue;
+        };
+        // A thread of the kernel, or a process that has ended, has neither.
+        if process.virtual_memory > 0 {
+            let executable = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
             process.executable = executable.to_string_lossy().into_owned();
-            process.args =
-                String::from_utf8_lossy(&cmdline).replace('\0', " ").trim_end().to_owned();
-            Some(process)
-        })
-        .collect())
+            if slurp(&format!("/proc/{pid}/cmdline"), &mut bytes).is_ok() {
+                process.args =
+                    String::from_utf8_lossy(&bytes).replace('\0', " ").trim_end().to_owned();
+            }
+        }
+        processes.push(process);
+    }
+    Ok(processes)
+}
+
+/// Reads a file of `/proc` in as few calls as can be: their sizes say nothing, but a read that does not
+/// fill its buffer has come to the end.
+fn slurp(path: &str, bytes: &mut Vec<u8>) -> io::Result<()> {
+    const STEP: usize = 4096;
+    let mut file = fs::File::open(path)?;
+    let mut filled = 0;
+    loop {
+        bytes.resize(filled + STEP, 0);
+        let count = file.read(&mut bytes[filled..])?;
+        filled += count;
+        if count < STEP {
+            bytes.truncate(filled);
+            return Ok(());
+        }
+    }
 }
 
 /// `/proc/PID/stat`, `proc_pid_stat(5)`. The command stands in parentheses and may hold any byte.
@@ -376,6 +405,31 @@ fn process(pid: i32, stat: &str, page: u64) -> Option<ProcessInfo> {
     })
 }
 
+/// `cpufreq` of each processor, in kHz; zeros where it does not tell all three frequencies
+/// (`Documentation/admin-guide/pm/cpufreq.rst`).
+pub(super) fn frequencies(cpus: &Path) -> io::Result<Vec<CpuFreqStats>> {
+    let mut folders: Vec<(u32, PathBuf)> = fs::read_dir(cpus)?
+        .filter_map(Result::ok)
+        .filter_map(|entry| {
+            let number = entry.file_name().to_str()?.strip_prefix("cpu")?.parse().ok()?;
+            Some((number, entry.path().join("cpufreq")))
+        })
+        .collect();
+    folders.sort_unstable();
+    let stats = |(_, folder): &(u32, PathBuf)| {
+        let text = |file: &str| fs::read_to_string(folder.join(file)).ok();
+        let frequency = |file: &str| text(file)?.trim().parse().ok();
+        let (current_frequency, minimum_frequency, maximum_frequency) = (
+            frequency("scaling_cur_freq")?,
+            frequency("scaling_min_freq")?,
+            frequency("scaling_max_freq")?,
+        );
+        let governor = text("scaling_governor").unwrap_or_default().trim().to_owned();
+        Some(CpuFreqStats { current_frequency, minimum_frequency, maximum_frequency, governor })
+    };
+    Ok(folders.iter().map(|folder| stats(folder).unwrap_or_default()).collect())
+}
+
 fn page_size() -> u64 {
     nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)
         .ok()
@@ -393,6 +447,7 @@ fn number<T: FromStr + Default>(text: &str) -> T {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
 
@@ -440,6 +495,49 @@ mod tests {
         let stats = disks(&format!("{}\n{}\n8 2 old 1 2 3\n", line("sda"), line("sda1")));
         assert_eq!(stats.devices.len(), 2);
         assert_eq!(stats.total.unwrap_or_default().read_sectors, 6);
+    }
+
+    #[test]
+    fn frequencies_are_by_processor_and_zero_where_one_is_missing() {
+        let home = tempfile::tempdir().unwrap();
+        let cpu = |number: u32, files: &[(&str, &str)]| {
+            let folder = home.path().join(format!("cpu{number}/cpufreq"));
+            fs::create_dir_all(&folder).unwrap();
+            files.iter().for_each(|(name, text)| fs::write(folder.join(name), text).unwrap());
+        };
+        fs::create_dir(home.path().join("cpuidle")).unwrap();
+        let (now, least, most) = (
+            ("scaling_cur_freq", "1500000\n"),
+            ("scaling_min_freq", "800000\n"),
+            ("scaling_max_freq", "3000000\n"),
+        );
+        cpu(10, &[now, least, most, ("scaling_governor", "powersave\n")]);
+        cpu(2, &[now, least]);
+        let stats = frequencies(home.path()).unwrap();
+        let told = CpuFreqStats {
+            current_frequency: 1_500_000,
+            minimum_frequency: 800_000,
+            maximum_frequency: 3_000_000,
+            governor: "powersave".to_owned(),
+        };
+        assert_eq!(stats, [CpuFreqStats::default(), told]);
+    }
+
+    #[test]
+    fn a_command_line_of_any_length_is_read_whole() {
+        let long = "x".repeat(10_000);
+        let mut child = std::process::Command::new("cat")
+            .args(["-", &long])
+            .stdin(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        let found = processes().unwrap().into_iter().find(|process| process.pid == pid).unwrap();
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        assert_eq!((found.args, found.command), (format!("cat - {long}"), "cat".to_owned()));
+        assert!(found.executable.starts_with('/'));
     }
 
     #[test]

@@ -4,22 +4,27 @@
 //! later issues bring answer `Unimplemented`.
 
 mod archive;
+mod capture;
+mod client;
 mod containers;
 mod files;
 pub(crate) mod host;
+mod images;
 mod lifecycle;
+mod netstat;
 mod node;
 mod threads;
 mod walk;
 
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use std::{fs, io};
 
 use containerd_client::tonic::transport::Channel;
 use futures_util::stream::{self, Stream, StreamExt as _};
-use orlop_proto::common::{ContainerDriver, Data, Metadata};
+use orlop_proto::common::{ContainerDriver, ContainerdNamespace, Data, Metadata};
 use orlop_proto::machine::machine_service_server::{MachineService, MachineServiceServer};
 use orlop_proto::machine::{self as proto, LogsRequest};
 use orlop_proto::orlop::v1alpha1::node_service_server::NodeServiceServer;
@@ -47,6 +52,8 @@ const CHUNK: usize = 32 << 10;
 /// Chunks that wait for a slow reader, and entries of folders (without extended attributes).
 const CHUNKS_AHEAD: usize = 4;
 const ENTRIES_AHEAD: usize = 64;
+/// The processors, in sysfs.
+const CPUS: &str = "/sys/devices/system/cpu";
 const SYSTEM: &str = "system";
 const KUBERNETES: &str = "k8s.io";
 
@@ -293,6 +300,69 @@ impl MachineService for Machine {
         let request = request.into_inner();
         let bytes = self.threads.stream(CHUNKS_AHEAD, move |outlet| archive::copy(outlet, &request));
         Ok(self.boxed(bytes.await?))
+    }
+
+    async fn logs_containers(&self, _: Request<()>) -> Answer<proto::LogsContainersResponse> {
+        let ids = self.node.supervisor().logs().ids();
+        let messages = vec![proto::LogsContainer { metadata: None, ids }];
+        Ok(Response::new(proto::LogsContainersResponse { messages }))
+    }
+
+    async fn cpu_freq_stats(&self, _: Request<()>) -> Answer<proto::CpuFreqStatsResponse> {
+        let stats = blocking("read the frequencies", || host::frequencies(Path::new(CPUS)));
+        let messages = vec![proto::CpUsFreqStats { metadata: None, cpu_freq_stats: stats.await? }];
+        Ok(Response::new(proto::CpuFreqStatsResponse { messages }))
+    }
+
+    async fn netstat(
+        &self,
+        request: Request<proto::NetstatRequest>,
+    ) -> Answer<proto::NetstatResponse> {
+        let request = request.into_inner();
+        let connectrecord =
+            blocking("list the sockets", move || netstat::sockets(&request)).await?;
+        let netstat = proto::Netstat { metadata: None, connectrecord };
+        Ok(Response::new(proto::NetstatResponse { messages: vec![netstat] }))
+    }
+
+    async fn packet_capture(
+        &self,
+        request: Request<proto::PacketCaptureRequest>,
+    ) -> Streamed<Data> {
+        let pcap = capture::Pcap::open(request.get_ref())?;
+        Ok(self.boxed(stream::try_unfold(pcap, async |mut pcap| {
+            let bytes = pcap.next().await.map_err(|error| failed("capture", error))?;
+            Ok(Some((data(bytes), pcap)))
+        })))
+    }
+
+    async fn image_list(
+        &self,
+        request: Request<proto::ImageListRequest>,
+    ) -> Streamed<proto::ImageListResponse> {
+        let namespace = match request.get_ref().namespace() {
+            ContainerdNamespace::NsSystem => SYSTEM,
+            ContainerdNamespace::NsCri => KUBERNETES,
+            ContainerdNamespace::NsUnknown => {
+                return Err(Status::invalid_argument("whose images: NS_SYSTEM or NS_CRI?"));
+            }
+        };
+        let images = images::list(containerd().await?, namespace).await.map_err(foreign)?;
+        Ok(self.boxed(stream::iter(images.into_iter().map(Ok))))
+    }
+
+    async fn generate_client_configuration(
+        &self,
+        request: Request<proto::GenerateClientConfigurationRequest>,
+    ) -> Answer<proto::GenerateClientConfigurationResponse> {
+        let config = self
+            .node
+            .config()
+            .map_err(|error| Status::failed_precondition(error.to_string()))?;
+        let (ca, cluster) = (config.machine.ca.as_ref(), config.cluster.cluster_name.as_deref());
+        let client = client::generate(ca, cluster, request.into_inner(), SystemTime::now())?;
+        let messages = vec![client];
+        Ok(Response::new(proto::GenerateClientConfigurationResponse { messages }))
     }
 
     async fn events(&self, request: Request<proto::EventsRequest>) -> Streamed<proto::Event> {
