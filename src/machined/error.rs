@@ -24,6 +24,8 @@ pub(crate) enum Error {
     Acquire { source: io::Error },
     #[error("the machine configuration's authority")]
     Pki(#[from] orlop_pki::Error),
+    #[error("get a certificate for apid: {0}")]
+    Trust(String),
     #[error("bring up the services")]
     Services(#[source] orlop_supervise::Error),
 }
@@ -45,6 +47,7 @@ impl Error {
             | Self::Mount { .. }
             | Self::System { .. }
             | Self::Acquire { .. }
+            | Self::Trust(_)
             | Self::Services(_) => true,
         }
     }

@@ -1,8 +1,12 @@
-//! The certificates apid shows: minted here from the machine's authority, because apid, which talks to
-//! the network, never sees the authority's key. Kept fresh for as long as the node runs.
+//! The certificates apid and trustd show, kept fresh for as long as the node runs.
+//!
+//! On a control plane they are minted here from the machine's authority: apid, which talks to the world,
+//! never sees the authority's key; trustd, which signs with it, is given it with the token. Everywhere
+//! else apid's comes from the trustd of a control plane ([`crate::trust`]). [`crate::renewal`] says when.
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::hash::{BuildHasher as _, RandomState};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, chown};
@@ -11,17 +15,19 @@ use std::time::{Duration, SystemTime};
 
 use nix::ifaddrs::getifaddrs;
 use orlop_config::machine::MachineConfig;
-use orlop_pki::{Authority, KeyKind, Leaf, Pair, Usage};
-use orlop_rt::CancellationToken;
+use orlop_pki::{Authority, KeyKind, Leaf, Pair, Secret, Usage, certificate};
+use orlop_rt::Chain;
+use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{debug, info, warn};
 
 use crate::Error;
-use crate::services::{APID_SECRETS, APID_UID};
+use crate::node::Node;
+use crate::renewal::{Now, Renewal, Validity};
+use crate::services::{APID_SECRETS, APID_UID, TRUSTD_SECRETS, TRUSTD_UID};
+use crate::trust::{self, Wish};
 
 const LIFETIME: Duration = Duration::from_secs(24 * 3600);
-/// Renewed when half of it is over, so that a day's outage of anything is survived.
-const RENEW_AFTER: Duration = Duration::from_secs(12 * 3600);
 /// How often the addresses and the age are looked at.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -32,91 +38,210 @@ struct Names {
     ips: BTreeSet<IpAddr>,
 }
 
-/// Keeps apid's certificates valid for the node's names and addresses.
+/// Where certificates come from on a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// The configuration holds the authority's key.
+    Authority,
+    /// It holds the token that trustd asks for.
+    Trustd,
+    /// It holds neither.
+    Nowhere,
+}
+
+impl Origin {
+    pub(crate) fn of(config: &MachineConfig) -> Self {
+        let machine = &config.machine;
+        match (machine.ca.as_ref().and_then(|ca| ca.key.as_ref()), &machine.token) {
+            (Some(_), _) => Self::Authority,
+            (None, Some(_)) => Self::Trustd,
+            (None, None) => Self::Nowhere,
+        }
+    }
+}
+
+/// All that certificates depend on: when any of it changes, there are new ones.
+#[derive(Clone, Debug, PartialEq)]
+struct Basis {
+    host: String,
+    names: Names,
+    /// All accepted authorities, PEM, the issuing one first.
+    accepted: String,
+    key: Option<Secret>,
+    token: Option<Secret>,
+    /// Where trustd is to be found.
+    trustd: Vec<String>,
+}
+
+impl Basis {
+    fn of(config: &MachineConfig) -> Result<Self, Error> {
+        let machine = &config.machine;
+        let authorities = machine.ca.iter().chain(&machine.accepted_cas);
+        let authorities: Vec<_> = authorities.map(|ca| ca.crt.as_str()).collect();
+        let endpoint = config.cluster.control_plane.endpoint.as_ref();
+        Ok(Self {
+            host: fqdn().unwrap_or_else(|| "orlop".to_owned()),
+            names: names(&machine.cert_sans).map_err(|source| Error::System {
+                operation: "list the node's addresses",
+                source,
+            })?,
+            accepted: trust::join(&authorities)?,
+            key: machine.ca.as_ref().and_then(|ca| ca.key.clone()),
+            token: machine.token.clone(),
+            trustd: endpoint
+                .and_then(|url| url.host_str())
+                .map(str::to_owned)
+                .into_iter()
+                .collect(),
+        })
+    }
+
+    fn leaf(&self, usage: Usage) -> Leaf {
+        Leaf {
+            common_name: self.host.clone(),
+            organizations: Vec::new(),
+            usage,
+            dns: self.names.dns.iter().cloned().collect(),
+            ips: self.names.ips.iter().copied().collect(),
+            lifetime: LIFETIME,
+        }
+    }
+}
+
+/// Keeps the certificates valid for the node's names and addresses.
 #[derive(Debug)]
 pub(crate) struct Keeper {
-    /// `None` on a node whose configuration holds no authority's key: a worker.
-    authority: Option<Authority>,
-    ca: String,
-    cert_sans: Vec<String>,
-    issued: Option<(Names, SystemTime)>,
+    node: Node,
+    renewal: Renewal<Basis>,
+    /// What trustd has said its authorities are, for a node that was not told any.
+    believed: String,
+    /// Whether there are certificates.
+    ready: watch::Sender<bool>,
 }
 
 impl Keeper {
-    /// # Errors
-    /// When the configuration's certificate or key cannot be read.
-    pub(crate) fn new(config: &MachineConfig) -> Result<Self, Error> {
-        let pair = config.machine.ca.as_ref();
-        let ca = pair.map(|pair| pair.crt.clone()).unwrap_or_default();
-        let authority = match pair.and_then(|pair| pair.key.as_ref()) {
-            Some(key) => Some(Authority::from_pem(&ca, key.expose())?),
-            None => None,
-        };
-        Ok(Self { authority, ca, cert_sans: config.machine.cert_sans.clone(), issued: None })
+    pub(crate) fn new(node: &Node) -> Self {
+        let (renewal, ready) = (Renewal::new(), watch::Sender::new(false));
+        Self { node: node.clone(), renewal, believed: String::new(), ready }
     }
 
-    /// Whether this node can give apid an identity at all.
-    pub(crate) fn can_issue(&self) -> bool {
-        self.authority.is_some()
+    /// Becomes true when there are certificates.
+    pub(crate) fn ready(&self) -> watch::Receiver<bool> {
+        self.ready.subscribe()
     }
 
-    /// Writes new certificates if names, addresses or age ask for it.
-    pub(crate) fn refresh(&mut self, now: SystemTime) -> Result<(), Error> {
-        let Some(authority) = &self.authority else { return Ok(()) };
-        let names = names(&self.cert_sans)
-            .map_err(|source| Error::System { operation: "list the node's addresses", source })?;
-        if !due(self.issued.as_ref(), &names, now) {
-            return Ok(());
+    /// Gets and writes new certificates if names, authorities or age ask for it.
+    pub(crate) async fn look(&mut self) -> Result<(), Error> {
+        let now = Now { wall: SystemTime::now(), monotonic: orlop_sys::monotonic() };
+        let renewed = self.renew(now).await;
+        match &renewed {
+            Ok(Some((basis, validity))) => {
+                self.renewal.succeeded(basis.clone(), *validity, now, random());
+                self.ready.send_replace(true);
+            }
+            Ok(None) => {}
+            Err(_) => self.renewal.failed(now, random()),
         }
-        let host = fqdn().unwrap_or_else(|| "orlop".to_owned());
-        let leaf = |usage, organizations| Leaf {
-            common_name: host.clone(),
-            organizations,
-            usage,
-            dns: names.dns.iter().cloned().collect(),
-            ips: names.ips.iter().copied().collect(),
-            lifetime: LIFETIME,
-        };
-        let server = authority.issue(&leaf(Usage::Server, Vec::new()), now)?;
-        let client = Leaf {
-            dns: Vec::new(),
-            ips: Vec::new(),
-            ..leaf(Usage::Client, vec![IMPERSONATOR.to_owned()])
-        };
-        let client = authority.issue(&client, now)?;
-        write_all(&self.ca, &server, &client)
-            .map_err(|source| Error::file("write apid's certificates to", APID_SECRETS, source))?;
-        let fingerprint = orlop_pki::fingerprint(&server.crt)?;
-        let addresses: Vec<_> = names.ips.iter().filter(|ip| !ip.is_loopback()).collect();
-        if addresses.is_empty() {
-            debug!(
-                host,
-                fingerprint, "apid has a certificate for loopback, until there is a network"
-            );
-        } else {
-            info!(host, ?addresses, fingerprint, "apid has a new certificate");
-        }
-        self.issued = Some((names, now));
-        Ok(())
+        renewed.map(drop)
     }
 
-    /// Goes on doing so until `shutdown`.
-    pub(crate) async fn run(mut self, shutdown: CancellationToken) {
+    async fn renew(&mut self, now: Now) -> Result<Option<(Basis, Validity)>, Error> {
+        let config = self.node.config()?;
+        let basis = Basis::of(&config)?;
+        if !self.renewal.due(&basis, now) {
+            return Ok(None);
+        }
+        let validity = match (&basis.key, &basis.token) {
+            (Some(key), token) => issue(&basis, key, token.as_ref(), now.wall)?,
+            (None, Some(token)) => self.ask(&basis, token.clone()).await?,
+            (None, None) => return Ok(None),
+        };
+        Ok(Some((basis, validity)))
+    }
+
+    /// Asks trustd.
+    async fn ask(&mut self, basis: &Basis, token: Secret) -> Result<Validity, Error> {
+        let known = if basis.accepted.is_empty() { &self.believed } else { &basis.accepted };
+        let wish = Wish {
+            common_name: basis.host.clone(),
+            dns: basis.names.dns.iter().cloned().collect(),
+            ips: basis.names.ips.iter().copied().collect(),
+            ..Wish::new(basis.trustd.clone(), token, known.clone())
+        };
+        let answer = trust::obtain(self.node.reaper(), &wish).await?;
+        let ca = trust::join(&[&basis.accepted, &answer.ca])?;
+        let server = Pair { crt: answer.crt, key: answer.key };
+        write_apid(&ca, &server, None)?;
+        if !answer.refused.is_empty() {
+            warn!(from = answer.host, refused = ?answer.refused, "trustd does not grant these names");
+        }
+        info!(
+            host = basis.host,
+            from = answer.host,
+            fingerprint = answer.fingerprint,
+            "apid has a new certificate"
+        );
+        self.believed = answer.ca;
+        Ok(Validity { not_before: answer.not_before, not_after: answer.not_after })
+    }
+
+    /// Goes on looking until the node goes down.
+    pub(crate) async fn run(mut self) {
+        let shutdown = self.node.shutdown().clone();
         let mut check = interval(CHECK_INTERVAL);
         check.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut failed = false;
-        // Cancel-safe: a tick that is lost comes again.
-        while shutdown.run_until_cancelled(check.tick()).await.is_some() {
-            match self.refresh(SystemTime::now()) {
-                Ok(()) => failed = false,
-                Err(error) if !failed => {
-                    failed = true;
-                    warn!(error = %orlop_rt::Chain(&error), "apid keeps its old certificate");
+        // Cancel-safe: a tick that is lost comes again, and a child that asks ends by itself.
+        let looking = async {
+            loop {
+                check.tick().await;
+                if let Err(error) = self.look().await
+                    && let Some(failures) = self.renewal.failures_to_tell()
+                {
+                    warn!(error = %Chain(&error), failures, "no new certificate; trying on");
                 }
-                Err(_) => {}
             }
-        }
+        };
+        shutdown.run_until_cancelled(looking).await;
     }
+}
+
+/// Mints certificates for apid and, where there is a token to ask for, for trustd.
+fn issue(
+    basis: &Basis,
+    key: &Secret,
+    token: Option<&Secret>,
+    now: SystemTime,
+) -> Result<Validity, Error> {
+    let authority = Authority::from_pem(&basis.accepted, key.expose())?;
+    let server = authority.issue(&basis.leaf(Usage::Server), now)?;
+    let client = Leaf {
+        organizations: vec![IMPERSONATOR.to_owned()],
+        dns: Vec::new(),
+        ips: Vec::new(),
+        ..basis.leaf(Usage::Client)
+    };
+    let client = authority.issue(&client, now)?;
+    write_apid(&basis.accepted, &server, Some(&client))?;
+    if let Some(token) = token {
+        let own = authority.issue(&basis.leaf(Usage::Server), now)?;
+        write_trustd(&basis.accepted, key, token, &own)?;
+    }
+    let fingerprint = orlop_pki::fingerprint(&server.crt)?;
+    let addresses: Vec<_> = basis.names.ips.iter().filter(|ip| !ip.is_loopback()).collect();
+    let host = &basis.host;
+    if addresses.is_empty() {
+        debug!(host, fingerprint, "apid has a certificate for loopback, until there is a network");
+    } else {
+        info!(host, ?addresses, fingerprint, "apid has a new certificate");
+    }
+    let (not_before, not_after) = certificate::validity(&server.crt)?;
+    Ok(Validity { not_before, not_after })
+}
+
+/// Spreads what many nodes do at the same time.
+fn random() -> u32 {
+    let [a, b, c, d, ..] = RandomState::new().hash_one(()).to_ne_bytes();
+    u32::from_ne_bytes([a, b, c, d])
 }
 
 /// Writes a certificate of an authority nobody keeps, for a node that has no configuration; its
@@ -134,23 +259,14 @@ pub(crate) fn write_throw_away(now: SystemTime) -> Result<(String, Vec<IpAddr>),
         lifetime: LIFETIME,
     };
     let server = authority.issue(&leaf, now)?;
-    make_folder()
-        .and_then(|()| write_one(&Path::new(APID_SECRETS).join("tls.key"), server.key.expose()))
-        .and_then(|()| write_one(&Path::new(APID_SECRETS).join("tls.crt"), &server.crt))
-        .map_err(|source| Error::file("write apid's certificate to", APID_SECRETS, source))?;
+    let files = [("tls.key", server.key.expose()), ("tls.crt", &server.crt)];
+    write_all(APID_SECRETS, APID_UID, &files)?;
     let addresses = names.ips.into_iter().filter(|ip| !ip.is_loopback()).collect();
     Ok((orlop_pki::fingerprint(&server.crt)?, addresses))
 }
 
 /// The role by which one apid speaks for a caller to another (spec §3.3).
 const IMPERSONATOR: &str = "os:impersonator";
-
-/// A clock that jumped either way renews too: a certificate from the future is no good.
-fn due(issued: Option<&(Names, SystemTime)>, names: &Names, now: SystemTime) -> bool {
-    issued.is_none_or(|(old, at)| {
-        old != names || now.duration_since(*at).is_ok_and(|age| age > RENEW_AFTER) || now < *at
-    })
-}
 
 fn names(extra: &[String]) -> io::Result<Names> {
     let mut names = Names {
@@ -198,50 +314,53 @@ fn kernel_name(path: &str) -> Option<String> {
     (!name.is_empty() && name != "(none)").then(|| name.to_owned())
 }
 
-fn make_folder() -> io::Result<()> {
-    fs::create_dir_all(APID_SECRETS)?;
-    fs::set_permissions(APID_SECRETS, fs::Permissions::from_mode(0o500))?;
-    chown(APID_SECRETS, Some(APID_UID), Some(APID_UID))
+/// Without `client`, apid forwards no calls.
+fn write_apid(ca: &str, server: &Pair, client: Option<&Pair>) -> Result<(), Error> {
+    let mut files = vec![("ca.crt", ca)];
+    if let Some(client) = client {
+        files.extend([("client.crt", client.crt.as_str()), ("client.key", client.key.expose())]);
+    }
+    // The certificate last: with it, all is new.
+    files.extend([("tls.key", server.key.expose()), ("tls.crt", &server.crt)]);
+    write_all(APID_SECRETS, APID_UID, &files)
 }
 
-fn write_all(ca: &str, server: &Pair, client: &Pair) -> io::Result<()> {
-    make_folder()?;
+fn write_trustd(ca: &str, key: &Secret, token: &Secret, own: &Pair) -> Result<(), Error> {
     let files = [
         ("ca.crt", ca),
-        ("client.crt", &client.crt),
-        ("client.key", client.key.expose()),
-        ("tls.key", server.key.expose()),
-        // Last: apid reloads when it changes.
-        ("tls.crt", &server.crt),
+        ("ca.key", key.expose()),
+        ("token", token.expose()),
+        ("tls.key", own.key.expose()),
+        ("tls.crt", &own.crt),
     ];
-    files.iter().try_for_each(|(name, text)| write_one(&Path::new(APID_SECRETS).join(name), text))
+    write_all(TRUSTD_SECRETS, TRUSTD_UID, &files)
 }
 
-fn write_one(path: &Path, text: &str) -> io::Result<()> {
+/// Writes files for one user's eyes, one after the other.
+fn write_all(folder: &str, uid: u32, files: &[(&str, &str)]) -> Result<(), Error> {
+    let write = || {
+        fs::create_dir_all(folder)?;
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o500))?;
+        chown(folder, Some(uid), Some(uid))?;
+        files
+            .iter()
+            .try_for_each(|(name, text)| write_one(&Path::new(folder).join(name), text, uid))
+    };
+    write().map_err(|source| Error::file("write keys and certificates to", folder, source))
+}
+
+fn write_one(path: &Path, text: &str, uid: u32) -> io::Result<()> {
     let beside = PathBuf::from(format!("{}.new", path.display()));
     let mut file =
         fs::File::options().write(true).create(true).truncate(true).mode(0o400).open(&beside)?;
     io::Write::write_all(&mut file, text.as_bytes())?;
-    chown(&beside, Some(APID_UID), Some(APID_UID))?;
+    chown(&beside, Some(uid), Some(uid))?;
     fs::rename(&beside, path)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_certificate_is_due_when_age_clock_or_names_say_so() {
-        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
-        let names = Names { dns: BTreeSet::from(["a".to_owned()]), ips: BTreeSet::new() };
-        let other = Names { dns: BTreeSet::new(), ..names.clone() };
-        let issued = (names.clone(), now);
-        assert!(due(None, &names, now));
-        assert!(!due(Some(&issued), &names, now + RENEW_AFTER));
-        assert!(due(Some(&issued), &names, now + RENEW_AFTER + Duration::from_secs(1)));
-        assert!(due(Some(&issued), &names, now - Duration::from_secs(1)));
-        assert!(due(Some(&issued), &other, now));
-    }
 
     #[test]
     fn extra_names_are_sorted_into_addresses_and_names() {

@@ -31,12 +31,14 @@ mod mounts;
 mod node;
 mod plan;
 mod power;
+mod renewal;
 mod sequence;
 mod services;
 pub mod sockets;
 mod source;
 mod tasks;
 mod timeline;
+mod trust;
 mod user;
 mod volumes;
 
@@ -75,6 +77,8 @@ struct Options {
 enum Command {
     /// Fetch and check the machine configuration (PID 1 runs this as its child).
     Acquire(acquire::Options),
+    /// Get a certificate from trustd, on terms read from standard input (PID 1 runs this as its child).
+    Certify,
     /// Read standard input to its end, so that the file behind it is in memory (init runs this).
     ReadAhead,
 }
@@ -84,6 +88,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     match orlop_rt::parse::<Options>(args) {
         Err(code) => code,
         Ok(Options { command: Some(Command::Acquire(options)) }) => acquire::main(&options),
+        Ok(Options { command: Some(Command::Certify) }) => trust::main(),
         Ok(Options { command: Some(Command::ReadAhead) }) => {
             orlop_rt::exit("machined", io::copy(&mut io::stdin(), &mut io::sink()).map(drop))
         }

@@ -12,14 +12,15 @@ use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use orlop_config::machine::Network;
+use orlop_config::machine::{MachineConfig, Network};
 use orlop_proto::health::health_client::HealthClient;
 use orlop_rt::Chain;
 use orlop_supervise::container::{self, Bind, Capability, Namespaces};
 use orlop_supervise::process::{self, KillMode, Privileges};
 use orlop_supervise::seccomp::{Group, Profile};
 use orlop_supervise::{
-    Containerd, Definition, Dependency, Health, Hook, Permissions, Prepared, Runner, Timing, health,
+    Condition, Containerd, Definition, Dependency, Health, Hook, Permissions, Prepared, Runner,
+    Timing, health,
 };
 use tokio::task::spawn_blocking;
 use tonic::Code;
@@ -27,7 +28,7 @@ use tracing::warn;
 
 use crate::api;
 use crate::error::Error;
-use crate::identity::{self, Keeper};
+use crate::identity::{self, Keeper, Origin};
 use crate::metrics;
 use crate::node::{BOOT_LIMIT, Node};
 
@@ -41,12 +42,19 @@ const NETWORK_CONFIG: &str = "/system/etc/networkd.yaml";
 /// The folder for apid's certificates.
 pub(crate) const APID_SECRETS: &str = "/system/secrets/apid";
 
+/// The folder for the authority's key, the token and trustd's certificate.
+pub(crate) const TRUSTD_SECRETS: &str = "/system/secrets/trustd";
+/// Where control planes may place files for this node (spec §4.1).
+const TRUST_FOLDER: &str = "/var/lib/orlop/trust";
+
 /// Users, each with a group of the same number (`/etc/passwd` of the image).
 pub(crate) const APID_UID: u32 = 50;
+pub(crate) const TRUSTD_UID: u32 = 51;
 pub(crate) const NETWORKD_UID: u32 = 52;
 const ROUTERD_UID: u32 = 53;
 
 const APID_PORT: u16 = 50000;
+const TRUSTD_PORT: u16 = 50001;
 /// apid lets calls under way finish (spec §8.4).
 const APID_GRACE: Duration = Duration::from_secs(15);
 /// From a service's start until its silence is told.
@@ -181,31 +189,44 @@ pub(crate) async fn prepare(node: &Node) -> Result<(), Error> {
     let config = node.config()?;
     write_network(&config.machine.network)?;
     socket_folders()?;
-    let mut keeper = Keeper::new(&config)?;
-    keeper.refresh(SystemTime::now())?;
-    let identified = keeper.can_issue();
+    let origin = Origin::of(&config);
+    let mut keeper = Keeper::new(node);
+    if origin == Origin::Authority {
+        keeper.look().await?;
+    }
     let containerd = runtime();
     // It went by its defaults so far: for fetching, or in maintenance.
     if node.supervisor().status("networkd").await.is_ok() {
         node.supervisor().stop("networkd").await.map_err(Error::Services)?;
     }
-    for definition in
-        [networkd(&containerd), routerd(&containerd), apid(&containerd, &[], identified)]
-    {
+    let mut apid = apid(&containerd, &[], origin != Origin::Nowhere);
+    if origin == Origin::Trustd {
+        let ready = keeper.ready();
+        apid.condition = Some(Condition::new("a certificate from trustd", move || {
+            let mut ready = ready.clone();
+            // The keeper goes away with the node only.
+            async move { drop(ready.wait_for(|ready| *ready).await) }
+        }));
+    }
+    let mut definitions = vec![networkd(&containerd), routerd(&containerd), apid];
+    if origin == Origin::Authority && config.machine.token.is_some() {
+        definitions.push(trustd(&containerd, &config)?);
+    }
+    for definition in definitions {
         node.supervisor().load(definition).await.map_err(Error::Services)?;
     }
-    if !identified {
+    if origin == Origin::Nowhere {
         warn!(
-            "this node has no API: its configuration holds no machine.ca.key, and trustd, which \
-             gives workers their certificates, is not there yet"
+            "this node has no API: its configuration holds neither machine.ca.key nor machine.token, \
+             for which trustd gives a certificate; add one of them"
         );
         return Ok(());
     }
-    let (handle, shutdown) = (node.supervisor().clone(), node.shutdown().clone());
+    let handle = node.supervisor().clone();
     node.spawn(async move {
         // The addresses are known as soon as networkd is up; apid's start waits for that as well.
         let _ = handle.wait_up(&["networkd"], BOOT_LIMIT).await;
-        keeper.run(shutdown).await;
+        keeper.run().await;
     });
     Ok(())
 }
@@ -225,10 +246,15 @@ fn socket_folders() -> Result<(), Error> {
 
 /// Starts all that are loaded and waits until they are up.
 pub(crate) async fn start_all(node: &Node, limit: Duration) -> Result<(), Error> {
-    for id in ALL {
+    let mut ids = ALL.to_vec();
+    // On control planes only.
+    if node.supervisor().status("trustd").await.is_ok() {
+        ids.push("trustd");
+    }
+    for id in &ids {
         node.supervisor().start(id).await.map_err(Error::Services)?;
     }
-    node.supervisor().wait_up(&ALL, limit).await.map_err(Error::Services)
+    node.supervisor().wait_up(&ids, limit).await.map_err(Error::Services)
 }
 
 /// Whether networkd has set up what it can.
@@ -293,7 +319,6 @@ fn apid(containerd: &Containerd, args: &[&str], identified: bool) -> Definition 
     spec.oom_score_adj = PRECIOUS;
     spec.memory_limit_bytes = Some(128 << 20);
     spec.binds.extend([same_read_only(APID_SECRETS), same_read_only(folder(ROUTERD_SOCKET))]);
-    // A worker holds no authority's key: until trustd gives it a certificate it has no front door.
     let prepare = Hook::new(move || async move {
         if identified { Ok(Prepared::Run) } else { Ok(Prepared::Skip) }
     });
@@ -305,6 +330,49 @@ fn apid(containerd: &Containerd, args: &[&str], identified: bool) -> Definition 
         permissions: RESTARTABLE,
         ..Definition::new("apid", Runner::Container(Box::new(spec), containerd.clone()))
     }
+}
+
+/// Signs for the nodes that hold the token, takes files from other control planes.
+fn trustd(containerd: &Containerd, config: &MachineConfig) -> Result<Definition, Error> {
+    let drops: Vec<&str> = std::iter::once(TRUST_FOLDER)
+        .chain(config.machine.trustd.drop.iter().map(String::as_str))
+        .collect();
+    let endpoint = config.cluster.control_plane.endpoint.as_ref().and_then(|url| url.host_str());
+    let mut args = Vec::new();
+    args.extend(drops.iter().flat_map(|folder| ["--drop", folder]));
+    args.extend(config.machine.cert_sans.iter().flat_map(|name| ["--san", name.as_str()]));
+    args.extend(endpoint.into_iter().flat_map(|host| ["--reserve", bare(host)]));
+    let mut spec = daemon("trustd", TRUSTD_UID, &args);
+    spec.host.network = true;
+    spec.seccomp = Some(Profile::new([Group::Unix, Group::Inet]));
+    spec.memory_limit_bytes = Some(96 << 20);
+    spec.binds.push(same_read_only(TRUSTD_SECRETS));
+    for drop in drops {
+        drop_folder(Path::new(drop))?;
+        spec.binds.push(same_read_write(drop));
+    }
+    Ok(Definition {
+        dependencies: vec![Dependency::to_prepare("containerd"), Dependency::to_start("networkd")],
+        health: Some(patient(health::tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, TRUSTD_PORT))))),
+        permissions: RESTARTABLE,
+        ..Definition::new("trustd", Runner::Container(Box::new(spec), containerd.clone()))
+    })
+}
+
+/// A folder trustd writes in. One that is there stays as it is.
+fn drop_folder(folder: &Path) -> Result<(), Error> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    fs::create_dir_all(folder)
+        .and_then(|()| chown(folder, Some(TRUSTD_UID), Some(TRUSTD_UID)))
+        .and_then(|()| fs::set_permissions(folder, fs::Permissions::from_mode(0o750)))
+        .map_err(|source| Error::file("create the folder", folder, source))
+}
+
+/// A URL's host without the brackets of an IPv6 address.
+fn bare(host: &str) -> &str {
+    host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
 }
 
 const RESTARTABLE: Permissions = Permissions { start: true, stop: false, restart: true };
