@@ -22,6 +22,8 @@ use orlop_supervise::{
     Condition, Containerd, Definition, Dependency, Health, Hook, Permissions, Prepared, Runner,
     Timing, health,
 };
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
 use tokio::task::spawn_blocking;
 use tonic::Code;
 use tracing::warn;
@@ -37,6 +39,7 @@ pub(crate) const BINARY: &str = "/sbin/orlop";
 pub(crate) const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
 pub(crate) const NETWORKD_SOCKET: &str = "/system/run/networkd/networkd.sock";
 const ROUTERD_SOCKET: &str = "/system/run/routerd/routerd.sock";
+const UDEVD_SOCKET: &str = "/system/run/udevd/udevd.sock";
 const NETWORK_CONFIG: &str = "/system/etc/networkd.yaml";
 
 /// The folder for apid's certificates.
@@ -70,7 +73,7 @@ const NETWORKD_CAPABILITIES: [Capability; 3] =
 const PRECIOUS: i32 = -998;
 
 /// The ids of all services that a node with this configuration runs, in the order of the story.
-const ALL: [&str; 5] = ["machined", "containerd", "networkd", "routerd", "apid"];
+const ALL: [&str; 6] = ["machined", "containerd", "udevd", "networkd", "routerd", "apid"];
 
 /// Loads and starts containerd; nobody waits for it here.
 pub(crate) async fn start_containerd(node: &Node) -> Result<(), Error> {
@@ -208,7 +211,7 @@ pub(crate) async fn prepare(node: &Node) -> Result<(), Error> {
             async move { drop(ready.wait_for(|ready| *ready).await) }
         }));
     }
-    let mut definitions = vec![networkd(&containerd), routerd(&containerd), apid];
+    let mut definitions = vec![udevd(node), networkd(&containerd), routerd(&containerd), apid];
     if origin == Origin::Authority && config.machine.token.is_some() {
         definitions.push(trustd(&containerd, &config)?);
     }
@@ -294,6 +297,48 @@ fn networkd(containerd: &Containerd) -> Definition {
         health: Some(patient(Health::new(networkd_ready))),
         permissions: RESTARTABLE,
         ..Definition::new("networkd", Runner::Container(Box::new(spec), containerd.clone()))
+    }
+}
+
+/// udevd is a plain process: its devices are those of the whole machine. It keeps of root's rights
+/// what nodes, modules, renaming and a large buffer for events need.
+fn udevd(node: &Node) -> Definition {
+    let mut spec = process::Spec::new([BINARY, "udevd"]);
+    spec.cgroup = Some("/sys/fs/cgroup/system/udevd".into());
+    spec.privileges = Some(Privileges {
+        user: (0, 0),
+        capabilities: vec![
+            Capability::CAP_CHOWN,
+            Capability::CAP_DAC_READ_SEARCH,
+            Capability::CAP_FOWNER,
+            Capability::CAP_NET_ADMIN,
+            Capability::CAP_SYS_MODULE,
+        ],
+    });
+    let timing = Timing {
+        initial_delay: START_LIMIT,
+        period: Duration::from_secs(60),
+        timeout: Duration::from_secs(55),
+    };
+    Definition {
+        health: Some(Health::new(devices_settled).with_timing(timing)),
+        permissions: RESTARTABLE,
+        ..Definition::new("udevd", Runner::Process(spec, node.reaper().clone()))
+    }
+}
+
+/// Whether every device is dealt with: udevd answers once it is (spec §8.4).
+async fn devices_settled() -> Result<(), String> {
+    let ask = async || {
+        let mut udevd = UnixStream::connect(UDEVD_SOCKET).await?;
+        udevd.write_all(b"settle\n").await?;
+        let mut answer = String::new();
+        udevd.take(4096).read_to_string(&mut answer).await.map(|_| answer)
+    };
+    match ask().await {
+        Ok(answer) if answer == "ok\n" => Ok(()),
+        Ok(answer) => Err(format!("udevd: {}", answer.trim_end())),
+        Err(error) => Err(format!("ask {UDEVD_SOCKET}: {error}")),
     }
 }
 

@@ -475,7 +475,7 @@ fn until<T>(limit: Duration, mut check: impl FnMut() -> Result<T>) -> Result<T> 
     }
 }
 
-const SERVICES: [&str; 5] = ["machined", "containerd", "networkd", "routerd", "apid"];
+const SERVICES: [&str; 6] = ["machined", "containerd", "udevd", "networkd", "routerd", "apid"];
 const CONTAINERS: [&str; 3] = ["networkd", "routerd", "apid"];
 const STATIC_ADDRESS: [u8; 4] = [10, 0, 3, 77];
 const BOOT_LIMIT: Duration = Duration::from_secs(240);
