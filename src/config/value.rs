@@ -202,7 +202,7 @@ pub(crate) mod texts {
     }
 }
 
-/// A map of texts, whose values may be written as bare numbers and booleans; one without a value is
+/// A map of texts, whose values may be written as whole numbers and booleans; one without a value is
 /// empty.
 pub(crate) mod text_map {
     use super::{BTreeMap, Deserialize, Deserializer, Serialize, Serializer, Visitor, fmt};
@@ -237,8 +237,9 @@ pub(crate) mod text_map {
         fn visit_i64<E>(self, value: i64) -> Result<String, E> {
             Ok(value.to_string())
         }
-        fn visit_f64<E>(self, value: f64) -> Result<String, E> {
-            Ok(value.to_string())
+        /// How it was written is lost.
+        fn visit_f64<E: serde::de::Error>(self, _: f64) -> Result<String, E> {
+            Err(E::custom("put it in quotes: 1.10 would become 1.1"))
         }
     }
 
