@@ -32,6 +32,8 @@ fn main() -> ExitCode {
 
 fn run() -> Result<()> {
     let accel = Accel::from_environment()?;
+    // Before the machine is busy with guests.
+    let events = event_latency()?;
     let peer = peer_image()?;
     let folder = tempfile::tempdir()?;
     let cluster = Cluster::in_folder(folder.path())?;
@@ -45,7 +47,7 @@ fn run() -> Result<()> {
             theirs.push(boot_debian(accel, image)?);
         }
     }
-    let figures = figures(&ours, &theirs)?;
+    let figures = figures(&ours, &theirs, events)?;
     print!("{}", table(&figures, accel));
     let path = out().join("bench.json");
     let host = json!({ "accel": accel.to_string(), "rounds": ROUNDS });
@@ -146,6 +148,23 @@ fn boot_debian(accel: Accel, image: &str) -> Result<f64> {
     Ok((containerd - userspace) / 1e6)
 }
 
+/// Milliseconds in which 99 % of a thousand readers have an event of machined's, by benches/events.rs: the
+/// slower of its two ways to connect them.
+fn event_latency() -> Result<f64> {
+    eprintln!("bench: events to a thousand readers");
+    let output = Command::new("cargo")
+        .args(["bench", "--quiet", "--package", "orlop-machined", "--bench", "events"])
+        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+        .stderr(Stdio::inherit())
+        .output()
+        .context("start cargo bench")?;
+    ensure!(output.status.success(), "benches/events.rs failed: {}", output.status);
+    let text = String::from_utf8_lossy(&output.stdout);
+    let values = text.split_whitespace().filter_map(|word| word.strip_prefix("p99_ms="));
+    let values: Vec<f64> = values.map(str::parse).collect::<Result<_, _>>()?;
+    values.into_iter().max_by(f64::total_cmp).context("benches/events.rs printed no p99_ms")
+}
+
 /// The peer's disk; `None`, and why on stderr, where it cannot be made.
 fn peer_image() -> Result<Option<String>> {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../benches/peer");
@@ -192,7 +211,7 @@ impl Figure {
     }
 }
 
-fn figures(ours: &[Ours], theirs: &[f64]) -> Result<Vec<Figure>> {
+fn figures(ours: &[Ours], theirs: &[f64], events: f64) -> Result<Vec<Figure>> {
     let of = |value: fn(&Ours) -> f64| median(ours.iter().map(value).collect());
     let size = |name: &str| -> Result<f64> {
         let path = out().join(name);
@@ -226,6 +245,13 @@ fn figures(ours: &[Ours], theirs: &[f64]) -> Result<Vec<Figure>> {
             unit: "MiB",
             reference: Some(resident),
             aim: Aim::Most(60.0),
+        },
+        Figure {
+            name: "an event to 1,000 readers on the host, p99",
+            value: events,
+            unit: "ms",
+            reference: None,
+            aim: Aim::Most(50.0),
         },
         Figure {
             name: "out/orlop, stripped",

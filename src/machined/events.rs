@@ -16,10 +16,10 @@ use tokio::task::yield_now;
 
 const CAPACITY: usize = 1000;
 const GAP: usize = 10;
-/// Readers at a time: a reader costs PID 1 some 6 KiB, most of it in its HTTP/2 stream.
+/// Readers at a time: a reader costs PID 1 some 7 KiB, most of it in its HTTP/2 stream.
 pub(crate) const READERS: usize = 1024;
 /// Events that a reader gets at once. What it does not take waits encoded in its stream.
-const BURST: usize = 8;
+const BURST: usize = 4;
 
 /// One event as it is kept: encoded once for all readers.
 #[derive(Clone, Debug)]

@@ -21,6 +21,7 @@ mod document;
 mod error;
 mod etc;
 mod events;
+pub mod figures;
 mod hardening;
 mod identity;
 mod kmsg;

@@ -9,6 +9,7 @@ fn main() -> std::io::Result<()> {
     let files = FILES.map(|name| format!("{ROOT}/{name}.proto"));
     tonic_prost_build::configure()
         .build_transport(false)
+        .codec_path("crate::codec::SmallCodec")
         .generate_default_stubs(true)
         .compile_protos(&files, &[ROOT.to_owned()])
 }

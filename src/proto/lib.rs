@@ -8,6 +8,8 @@
 #![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::wildcard_imports)]
 #![forbid(unsafe_code)]
 
+mod codec;
+
 /// Types that all services share (`proto/common.proto`).
 pub mod common {
     tonic::include_proto!("common");

@@ -43,6 +43,9 @@ const LOCAL_STREAM_WINDOW: u32 = 64 << 10;
 /// Bytes a peer may send ahead on all calls of a connection together. What callers do not read stays
 /// here, and when it is full, all calls of the connection stand still: so it takes many such callers.
 const CONNECTION_WINDOW: u32 = 16 << 20;
+/// Inside the node a proxy brings the calls of all its callers over one connection: a thousand streams
+/// that nobody reads (as many as machined serves of its events) must not stand in the way of the rest.
+const LOCAL_CONNECTION_WINDOW: u32 = 1024 * LOCAL_STREAM_WINDOW;
 /// How many bytes of headers a call may bring: enough for `nodes` to name some four thousand targets.
 const MAX_HEADERS: u32 = 256 << 10;
 /// Calls at a time on one connection. A proxy brings all its callers over one, and those who follow a

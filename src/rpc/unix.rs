@@ -73,6 +73,7 @@ pub fn channel(path: impl Into<PathBuf>) -> Channel {
     });
     crate::endpoint(Uri::from_static("http://localhost"))
         .initial_stream_window_size(crate::LOCAL_STREAM_WINDOW)
+        .initial_connection_window_size(crate::LOCAL_CONNECTION_WINDOW)
         .connect_with_connector_lazy(connector)
 }
 

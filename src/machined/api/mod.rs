@@ -7,6 +7,7 @@ mod archive;
 mod capture;
 mod client;
 mod containers;
+pub(crate) mod events;
 mod files;
 pub(crate) mod host;
 mod images;
@@ -18,7 +19,6 @@ mod walk;
 
 use std::path::Path;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use std::{fs, io};
 
@@ -38,7 +38,6 @@ use tonic::{Request, Response, Status};
 
 use threads::Threads;
 
-use crate::events::{self, Record, Tail};
 use crate::kmsg::{self, Line};
 use crate::node::Node;
 use crate::power::End;
@@ -366,11 +365,7 @@ impl MachineService for Machine {
     }
 
     async fn events(&self, request: Request<proto::EventsRequest>) -> Streamed<proto::Event> {
-        let reader = self.node.events().watch(&tail(&request.into_inner())?);
-        let reader = reader.map_err(|crowded| Status::resource_exhausted(crowded.to_string()))?;
-        Ok(self.boxed(stream::unfold(reader, async |mut reader| {
-            reader.next().await.map(|record| (Ok(event(&record)), reader))
-        })))
+        Ok(self.boxed(events::follow(self.node.events(), request.get_ref())?))
     }
 
     async fn service_list(&self, _: Request<()>) -> Answer<proto::ServiceListResponse> {
@@ -560,29 +555,6 @@ fn namespace(name: &str, driver: ContainerDriver) -> Result<&str, Status> {
         }
         (name, ContainerDriver::Containerd) => Ok(name),
     }
-}
-
-/// The tail a reader of events asks for; at most one of the three selectors.
-fn tail(request: &proto::EventsRequest) -> Result<Tail, Status> {
-    let proto::EventsRequest { tail_events, tail_id, tail_seconds } = request;
-    match (*tail_events, tail_id.as_str(), *tail_seconds) {
-        (0, "", 0) => Ok(Tail::None),
-        (count, "", 0) => Ok(usize::try_from(count).map_or(Tail::All, Tail::Last)),
-        (0, id, 0) if events::is_id(id) => Ok(Tail::After(id.to_owned())),
-        (0, id, 0) => Err(Status::invalid_argument(format!(
-            "tail_id {id:?} is no id of an event: those have 20 characters, 0-9 and a-v"
-        ))),
-        (0, "", seconds) => {
-            Ok(Tail::Within(Duration::from_secs(u64::try_from(seconds).unwrap_or_default())))
-        }
-        _ => Err(Status::invalid_argument(
-            "only one of tail_events, tail_id and tail_seconds can be given",
-        )),
-    }
-}
-
-fn event(record: &Arc<Record>) -> proto::Event {
-    proto::Event { metadata: None, data: Some(record.data.clone()), id: record.id.clone() }
 }
 
 fn data(bytes: Vec<u8>) -> Data {
