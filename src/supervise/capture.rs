@@ -1,6 +1,7 @@
 //! What a service writes, from a pipe into its log.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe::Receiver;
@@ -32,31 +33,44 @@ impl Capture {
                 return std::future::pending().await;
             }
             let read = self.pipe.read(&mut *self.buffer).await;
-            self.keep(read);
+            self.ended = keep(&self.log, &*self.buffer, read);
         }
     }
 
     /// Copies what is in the pipe. For when the service has ended: somebody else may still write.
-    pub(crate) fn drain(&mut self) {
+    pub(crate) fn drain(self) {
+        let Self { pipe, log, mut buffer, .. } = self;
+        // Past the runtime, which reads only once it was told that there is something: that may come
+        // after the news of the service's end.
+        let mut pipe = match pipe.into_nonblocking_fd() {
+            Ok(pipe) => File::from(pipe),
+            Err(error) => return lost(&log, &error),
+        };
         for _ in 0..DRAIN_READS {
-            match self.pipe.try_read(&mut *self.buffer) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                read => self.keep(read),
-            }
-            if self.ended {
+            let read = pipe.read(&mut *buffer);
+            let empty = matches!(&read, Err(error) if error.kind() == io::ErrorKind::WouldBlock);
+            if empty || keep(&log, &*buffer, read) {
                 return;
             }
         }
     }
+}
 
-    fn keep(&mut self, read: io::Result<usize>) {
-        match read {
-            Ok(0) => self.ended = true,
-            Ok(count) => self.log.write(&self.buffer[..count]),
-            Err(error) => {
-                self.log.write(format!("(output lost: {error})\n").as_bytes());
-                self.ended = true;
-            }
+/// Whether that was the end.
+fn keep(log: &Log, buffer: &[u8], read: io::Result<usize>) -> bool {
+    match read {
+        Ok(0) => true,
+        Ok(count) => {
+            log.write(&buffer[..count]);
+            false
+        }
+        Err(error) => {
+            lost(log, &error);
+            true
         }
     }
+}
+
+fn lost(log: &Log, error: &io::Error) {
+    log.write(format!("(output lost: {error})\n").as_bytes());
 }
