@@ -42,6 +42,8 @@ pub use crate::oci::{Bind, Capability, Namespaces, Spec};
 
 /// No single call needs longer, but creating and starting a container on an emulated machine.
 const CALL_LIMIT: Duration = Duration::from_secs(60);
+/// The code of a task that SIGKILL has ended.
+const KILLED: u32 = 128 + 9;
 /// Tries to reach a containerd that went away under a running container.
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(2);
@@ -119,6 +121,12 @@ pub enum Error {
         /// 128 and more: killed by a signal; 255: unknown.
         code: u32,
     },
+    /// It needed more memory than its limit, or the machine, allows.
+    #[error("task \"{id}\" was killed: out of memory")]
+    OutOfMemory {
+        /// Its id.
+        id: String,
+    },
 }
 
 /// A containerd, connected to at first use and again when it was away. Clones share the connection.
@@ -162,11 +170,14 @@ pub(crate) async fn run(
         Ok(()) => client.live(control, &mut capture).await,
         Err(error) => Err(error),
     };
+    // The count goes with the task. It began with the cgroup, at the task's creation.
+    let starved = cgroup::out_of_memory(&client.cgroup) > 0;
     // Deleting the task waits until its output is copied.
     let removed = client.remove().await;
     capture.drain();
     match ended? {
         0 => removed,
+        KILLED if starved => Err(Error::OutOfMemory { id }),
         code => Err(Error::Exited { id, code }),
     }
 }

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -14,6 +15,9 @@ use crate::cgroup;
 use crate::control::{Control, Stop};
 use crate::reaper::{Child, Reaper};
 
+/// As `waitpid(2)` has it.
+const SIGKILL: i32 = Signal::SIGKILL as i32;
+
 /// How to start the process. It gets a session and (if named) a cgroup of its own, default signal
 /// dispositions, `/dev/null` as input, its log as output, and no other descriptor.
 #[derive(Clone, Debug)]
@@ -24,6 +28,10 @@ pub struct Spec {
     pub env: Vec<(String, String)>,
     /// Directory of its cgroup (version 2), made if missing: `/sys/fs/cgroup/system/udevd`.
     pub cgroup: Option<PathBuf>,
+    /// Memory its cgroup may use.
+    pub memory_limit_bytes: Option<u64>,
+    /// Processes and threads its cgroup may have.
+    pub pids_limit: Option<u32>,
     /// What SIGKILL is sent to.
     pub kill: KillMode,
     /// -1000 (never killed for want of memory) to 1000 (first); `None` inherits.
@@ -39,6 +47,8 @@ impl Spec {
             args: args.into_iter().map(Into::into).collect(),
             env: Vec::new(),
             cgroup: None,
+            memory_limit_bytes: None,
+            pids_limit: None,
             kill: KillMode::Cgroup,
             oom_score_adj: None,
             privileges: None,
@@ -117,12 +127,17 @@ pub enum Error {
     /// It ended by itself, and not well.
     #[error("{0}")]
     Exited(std::process::ExitStatus),
+    /// It needed more memory than its cgroup or the machine had.
+    #[error("killed: out of memory")]
+    OutOfMemory,
 }
 
 pub(crate) async fn run(spec: &Spec, reaper: &Reaper, control: &mut Control) -> Result<(), Error> {
     if control.ready().await.is_err() {
         return Ok(());
     }
+    let killed_so_far = || spec.cgroup.as_deref().map_or(0, cgroup::out_of_memory);
+    let killed_before = killed_so_far();
     let (mut child, mut capture) = start(spec, reaper, control)?;
     let message = format!("Process {} started with PID {}", spec.describe(), child.pid());
     control.started(message, Some(child.pid())).await;
@@ -138,11 +153,16 @@ pub(crate) async fn run(spec: &Spec, reaper: &Reaper, control: &mut Control) -> 
             never = capture.run() => match never {},
         }
     };
+    let starved = killed_so_far() > killed_before;
     if let (Some(cgroup), KillMode::Cgroup) = (&spec.cgroup, spec.kill) {
         report(control, cgroup::kill(cgroup));
     }
     capture.drain();
-    if told || status.success() { Ok(()) } else { Err(Error::Exited(status)) }
+    match status.signal() {
+        _ if told || status.success() => Ok(()),
+        Some(SIGKILL) if starved => Err(Error::OutOfMemory),
+        _ => Err(Error::Exited(status)),
+    }
 }
 
 fn start(spec: &Spec, reaper: &Reaper, control: &Control) -> Result<(Child, Capture), Error> {
@@ -150,6 +170,12 @@ fn start(spec: &Spec, reaper: &Reaper, control: &Control) -> Result<(Child, Capt
     let cgroup = spec.cgroup.as_deref().map(|path| {
         cgroup::create(path).map_err(|source| Error::Cgroup { path: path.to_owned(), source })
     });
+    let cgroup = cgroup.transpose()?;
+    if let Some(path) = &spec.cgroup {
+        let memory = spec.memory_limit_bytes.map(|most| cgroup::limit(path, "memory.max", most));
+        let pids = spec.pids_limit.map(|most| cgroup::limit(path, "pids.max", most));
+        memory.into_iter().chain(pids).for_each(|result| report(control, result));
+    }
     let (reader, writer) = io::pipe().map_err(Error::Pipe)?;
     let mut command = Command::new(program);
     command
@@ -161,7 +187,7 @@ fn start(spec: &Spec, reaper: &Reaper, control: &Control) -> Result<(Child, Capt
         .stdout(writer.try_clone().map_err(Error::Pipe)?)
         .stderr(writer);
     let privileges = spec.privileges.as_ref().map(Privileges::resolve);
-    orlop_sys::isolate(&mut command, cgroup.transpose()?, privileges);
+    orlop_sys::isolate(&mut command, cgroup, privileges);
     let child = reaper
         .spawn(&mut command)
         .map_err(|source| Error::Start { program: program.clone(), source })?;

@@ -48,6 +48,23 @@ fn as_a_service() {
                 let kinds = [unix, inet, child].map(|tried| tried.map_err(|error| error.kind()));
                 say(&format!("{name}: {kinds:?}"));
             }
+            Ok("bomb") => {
+                let mut children = Vec::new();
+                let refused = loop {
+                    let mut another = std::process::Command::new("/proc/self/exe");
+                    match another.args(std::env::args().skip(1)).spawn() {
+                        Ok(child) => children.push(child),
+                        Err(error) => break error.kind(),
+                    }
+                };
+                say(&format!("{name}: {refused:?}"));
+            }
+            Ok("hog") => {
+                let mut all = Vec::new();
+                loop {
+                    all.push(vec![1_u8; 1 << 20]);
+                }
+            }
             Ok(_) => say(&format!("{name}: alive, {:?}", std::os::unix::fs::chroot("/"))),
             Err(_) => {}
         }
@@ -207,6 +224,41 @@ fn what_a_profile_does_not_name_is_refused_and_the_absurd_is_the_end() {
     });
 }
 
+#[test]
+fn a_fork_bomb_and_a_glutton_hurt_only_themselves() {
+    if !["pids", "memory"].into_iter().all(|name| controller(name).is_some()) {
+        println!("skipped: no cgroup controllers for pids and memory");
+        return;
+    }
+    rig(async |rig| {
+        let mut bomb = rig.service("ten");
+        let mut hog = rig.service("eleven");
+        for (definition, probe) in [(&mut bomb, "bomb"), (&mut hog, "hog")] {
+            let Runner::Container(spec, _) = &mut definition.runner else { unreachable!() };
+            spec.env.push((PROBE.to_owned(), probe.to_owned()));
+            spec.pids_limit = Some(40);
+            spec.memory_limit_bytes = Some(256 << 20);
+        }
+        rig.handle.load(rig.service("twelve")).await.unwrap();
+        rig.handle.load(bomb).await.unwrap();
+        rig.handle.load(Definition { restart: Restart::Once, ..hog }).await.unwrap();
+        for id in ["ten", "eleven", "twelve"] {
+            rig.handle.start(id).await.unwrap();
+        }
+        // EAGAIN.
+        rig.said("ten", "ten: WouldBlock", 1).await;
+        rig.until("eleven", |service| {
+            let last = &service.history.last().unwrap().message;
+            service.state == State::Failed && last.ends_with("was killed: out of memory")
+        })
+        .await;
+        rig.listens("twelve", 1).await;
+        rig.handle.stop("ten").await.unwrap();
+        rig.handle.stop("twelve").await.unwrap();
+        rig.said("twelve", "twelve: bye", 1).await;
+    });
+}
+
 struct Rig {
     handle: Handle,
     containerd: Containerd,
@@ -229,6 +281,7 @@ fn rig(test: impl AsyncFnOnce(&Rig)) {
         handle.start("containerd").await.unwrap();
         let options = container::Options {
             fifos: path.join("fifo"),
+            cgroups: controller("memory").unwrap_or_else(|| "/sys/fs/cgroup".into()),
             // Another OCI runtime than containerd's own choice: crun.
             binary: std::env::var("ORLOP_TEST_OCI_RUNTIME").ok(),
             ..container::Options::new(path.join("containerd.sock"))
@@ -340,6 +393,16 @@ fn containerd(folder: &Path) -> Definition {
     spec.kill = process::KillMode::Process;
     let health = Some(health::unix(folder.join("containerd.sock")));
     Definition { health, ..Definition::new("containerd", Runner::Process(spec, reaper())) }
+}
+
+/// Where cgroups of this controller are, of version 2 or 1.
+fn controller(name: &str) -> Option<PathBuf> {
+    let root = Path::new("/sys/fs/cgroup");
+    let all = fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
+    if all.split_ascii_whitespace().any(|other| other == name) {
+        return Some(root.to_owned());
+    }
+    Some(root.join(name)).filter(|path| path.exists())
 }
 
 /// The cgroup all containers of a test are in.

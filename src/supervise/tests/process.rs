@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test's failure is its panic")]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -135,6 +136,115 @@ fn who_is_killed_comes_back() {
     });
 }
 
+/// In a time that passes when all wait: the back-off takes none.
+#[test]
+fn killed_a_hundred_times_it_comes_back_each_time() {
+    let lives = || async {
+        let (supervisor, handle) = Supervisor::new();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(supervisor.run());
+        let mut changes = handle.subscribe();
+        handle.load(shell("exec sleep 1000")).await.unwrap();
+        handle.start("x").await.unwrap();
+        let mut seen = BTreeSet::new();
+        let mut rest = Duration::ZERO;
+        while seen.len() <= 100 {
+            let before = tokio::time::Instant::now();
+            while changes.recv().await.unwrap().entry.state != State::Running {}
+            rest += before.elapsed();
+            let pid = handle.status("x").await.unwrap().status.pid.unwrap();
+            assert!(seen.insert(pid), "{pid} was killed before");
+            kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL).unwrap();
+        }
+        tokio::time::resume();
+        let status = handle.status("x").await.unwrap().status;
+        handle.shutdown(LIMIT).await.unwrap();
+        (status, rest)
+    };
+    let (sender, answer) = std::sync::mpsc::channel();
+    let test = std::thread::spawn(move || {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_all().start_paused(true).build().unwrap();
+        sender.send(runtime.block_on(lives())).unwrap();
+    });
+    let answer = answer.recv_timeout(LIMIT);
+    let (status, rest) = answer.unwrap_or_else(|error| panic!("{error}: {:?}", test.join()));
+    assert!((100..=101).contains(&status.restarts), "{status:#?}");
+    assert_eq!(status.history.len(), 64);
+    // 250 ms and doubling to 5 s, each shortened by half at most.
+    assert!((230..=500).contains(&rest.as_secs()), "{rest:?}");
+}
+
+#[test]
+fn with_the_deaf_their_children_are_killed_wherever_they_hide() {
+    let Some(cgroup) = cgroup("hiding") else {
+        println!("skipped: no writable cgroup (version 2) with cgroup.kill");
+        return;
+    };
+    run(async |handle| {
+        // Twice forked, in a session of their own, deaf as well.
+        let hidden = "(setsid sh -c 'trap \"\" TERM; echo hidden; sleep 1000 & wait' &)";
+        let script =
+            format!("trap '' TERM; {hidden}; {hidden}; while :; do read x </dev/zero; done");
+        let mut definition = Definition { grace: Duration::from_millis(50), ..shell(&script) };
+        if let Runner::Process(spec, _) = &mut definition.runner {
+            spec.cgroup = Some(cgroup.clone());
+        }
+        handle.load(definition).await.unwrap();
+        handle.start("x").await.unwrap();
+        said(handle, "hidden\nhidden\n").await;
+        let mut orphans = reaper().orphans();
+        handle.stop("x").await.unwrap();
+        let empty = || {
+            let events = fs::read_to_string(cgroup.join("cgroup.events")).unwrap();
+            events.lines().any(|line| line == "populated 0")
+        };
+        while !empty() {
+            tokio::time::timeout(LIMIT, orphans.changed()).await.unwrap().unwrap();
+        }
+    });
+    fs::remove_dir(cgroup).unwrap();
+}
+
+#[test]
+fn who_is_killed_for_want_of_memory_is_said_to_be() {
+    let Some(cgroup) = memory_cgroup() else {
+        println!("skipped: no cgroup whose memory can be limited");
+        return;
+    };
+    run(async |handle| {
+        let mut definition = Definition { restart: Restart::Once, ..shell("exec tail /dev/zero") };
+        if let Runner::Process(spec, _) = &mut definition.runner {
+            spec.cgroup = Some(cgroup.clone());
+            spec.memory_limit_bytes = Some(32 << 20);
+        }
+        handle.load(definition).await.unwrap();
+        handle.start("x").await.unwrap();
+        let status = until(handle, |status| status.state == State::Failed).await;
+        assert_eq!(last(&status), "Failed running service: killed: out of memory");
+    });
+    fs::remove_dir(cgroup).unwrap();
+}
+
+#[test]
+fn ten_thousand_orphans_at_once_are_reaped() {
+    const MANY: u64 = 10_000;
+    if !Path::new("/usr/bin/perl").exists() {
+        println!("skipped: no perl to make them");
+        return;
+    }
+    run(async |handle| {
+        let mut orphans = reaper().orphans();
+        let before = *orphans.borrow_and_update();
+        // Each ends at once and waits, dead, for its parent, which leaves them all to us.
+        let script = format!("exec perl -e 'for (1..{MANY}) {{ (fork // die) or exit }}'");
+        let status = once(handle, &script).await;
+        assert_eq!(status.state, State::Finished, "{status:#?} {}", log(handle));
+        let all = tokio::time::timeout(LIMIT, orphans.wait_for(|count| *count >= before + MANY));
+        all.await.unwrap().unwrap();
+    });
+}
+
 #[test]
 fn what_is_left_in_its_cgroup_is_killed_unless_it_shall_live() {
     let Some(cgroup) = cgroup("left") else {
@@ -264,6 +374,22 @@ fn reaper() -> Reaper {
 
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+/// One whose memory is limited, or can be: of version 2, or of version 1 with a limit of 32 MiB.
+fn memory_cgroup() -> Option<PathBuf> {
+    let name = format!("orlop-test-memory-{}", std::process::id());
+    ["/sys/fs/cgroup", "/sys/fs/cgroup/memory"].into_iter().find_map(|root| {
+        let path = Path::new(root).join(&name);
+        fs::create_dir(&path).ok()?;
+        let old = path.join("memory.limit_in_bytes");
+        let limited = old.exists() && fs::write(old, (32 << 20).to_string()).is_ok();
+        if limited || path.join("memory.max").exists() {
+            return Some(path);
+        }
+        let _ = fs::remove_dir(&path);
+        None
+    })
 }
 
 fn cgroup(name: &str) -> Option<PathBuf> {
