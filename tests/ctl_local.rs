@@ -128,6 +128,52 @@ fn generated_files_are_overwritten_only_by_force() {
 }
 
 #[test]
+fn a_configuration_is_validated_as_a_node_would() {
+    let home = generated();
+    for file in ["made/controlplane.yaml", "made/worker.yaml"] {
+        for mode in ["cloud", "container", "metal"] {
+            let ran = home.run(&["validate", "-c", file, "-m", mode]);
+            let expected = format!("{file} is valid for {mode} mode\n");
+            assert_eq!((ran.code, ran.stdout.as_str()), (Some(0), &*expected), "{ran:?}");
+            assert_eq!(ran.stderr, "");
+        }
+    }
+    let wrong = "machine:\n  type: worker\n  token: 0123ab.0123456789abcdef\n  colour: blue\n\
+        cluster:\n  token: 0123ab.0123456789abcdef\n";
+    fs::write(home.path("wrong.yaml"), wrong).unwrap();
+    let ran = home.run(&["validate", "--config", "wrong.yaml", "--mode", "metal"]);
+    assert_eq!((ran.code, ran.stdout.as_str()), (Some(78), ""), "{ran:?}");
+    let said: Vec<&str> = ran.stderr.lines().collect();
+    assert_eq!(said.len(), 4, "{ran:?}");
+    assert!(said[0].starts_with("wrong.yaml:1:1: machine.install: "), "{ran:?}");
+    assert!(said[1].starts_with("wrong.yaml:4:3: machine.colour: unknown field"), "{ran:?}");
+    assert!(said[2].starts_with("wrong.yaml:5:1: cluster.controlPlane.endpoint: "), "{ran:?}");
+    assert_eq!(said[3], "error: wrong.yaml is not valid for metal mode");
+    let ran = home.run(&["validate", "-c", "none.yaml", "-m", "metal"]);
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    let ran = home.run(&["validate", "-c", "wrong.yaml", "-m", "bare"]);
+    assert_eq!(ran.code, Some(64), "{ran:?}");
+}
+
+/// What cannot stand in an example is missing in them, and nothing else is wrong.
+#[test]
+fn the_examples_we_ship_are_valid_but_for_an_authoritys_secrets() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/examples");
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let ran = Home::new().run(&["validate", "-m", "metal", "-c", path.to_str().unwrap()]);
+        let missing: Vec<&str> =
+            ran.stderr.lines().filter(|line| line.contains(".yaml:")).collect();
+        let expected = match path.ends_with("controlplane.yaml") {
+            true => (Some(78), 4),
+            false => (Some(0), 0),
+        };
+        assert_eq!((ran.code, missing.len()), expected, "{ran:?}");
+        assert!(missing.iter().all(|line| line.contains("a control plane needs it")), "{ran:?}");
+    }
+}
+
+#[test]
 fn a_cluster_endpoint_that_is_no_url_is_corrected() {
     let ran = Home::new().run(&["gen", "config", "trial", "10.0.0.2"]);
     assert_eq!(ran.code, Some(64));

@@ -6,6 +6,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use orlop_config::machine::Mode;
 use orlop_config::{Problems, client, generate};
 use orlop_proto::google::rpc;
 use orlop_rt::Exit;
@@ -73,6 +74,8 @@ pub(crate) enum Error {
     Generate(#[from] generate::Error),
     #[error("make configurations that a node accepts of these options")]
     Unacceptable(#[from] Problems),
+    #[error("{file} is not valid for {mode} mode")]
+    Invalid { file: String, mode: Mode },
     #[error("write to stdout")]
     Output(#[source] io::Error),
     #[error("wait for Ctrl-C")]
@@ -158,6 +161,7 @@ impl Error {
             | Self::Write { .. }
             | Self::Generate(_)
             | Self::Unacceptable(_)
+            | Self::Invalid { .. }
             | Self::Output(_)
             | Self::Signal(_)
             | Self::Runtime(_) => None,
@@ -176,6 +180,7 @@ impl Error {
                 Exit::Failed
             }
             Self::ClientConfiguration(_)
+            | Self::Invalid { .. }
             | Self::NoHome
             | Self::UnknownContext { .. }
             | Self::NoContext { .. }

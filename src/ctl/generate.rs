@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use orlop_config::generate::{self, Mirror, generate};
-use orlop_config::machine;
+use orlop_config::machine::{self, Mode};
 
 use crate::error::Error;
 use crate::options::Global;
@@ -45,6 +45,12 @@ pub(crate) struct Options {
     /// Domain of the cluster's services
     #[arg(long, value_name = "DOMAIN", default_value = "cluster.local")]
     dns_domain: String,
+    /// Version of Kubernetes, like 1.20.1; else that of the nodes' version
+    #[arg(long, value_name = "VERSION")]
+    kubernetes_version: Option<String>,
+    /// Whether nodes keep their configuration instead of fetching it at each boot
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    persist: bool,
     /// Where to fetch images from instead, as HOST=URL
     #[arg(long = "registry-mirror", value_delimiter = ',', value_name = "HOST=URL")]
     registry_mirrors: Vec<Mirror>,
@@ -59,6 +65,8 @@ pub(crate) fn run(global: &Global, options: &Options) -> Result<(), Error> {
         install_disk: options.install_disk.clone(),
         install_image: options.install_image.clone(),
         dns_domain: options.dns_domain.clone(),
+        kubernetes_version: options.kubernetes_version.clone(),
+        persist: options.persist,
         registry_mirrors: options.registry_mirrors.clone(),
         ..generate::Options::default()
     };
@@ -72,7 +80,7 @@ pub(crate) fn run(global: &Global, options: &Options) -> Result<(), Error> {
     ];
     // What a node would refuse is better refused here.
     for (file, text) in &nodes {
-        machine::parse(file, text)?;
+        machine::parse_for(Mode::Metal, file, text)?;
     }
     let files = nodes
         .into_iter()

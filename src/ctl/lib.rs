@@ -38,6 +38,7 @@ mod services;
 mod table;
 mod timeline;
 mod units;
+mod validate;
 mod version;
 
 use std::ffi::OsString;
@@ -75,6 +76,7 @@ fn run(options: &Options) -> Result<(), Error> {
         }
         Command::Config(change) => return context::run(global, change),
         Command::Gen(generate::Command::Config(options)) => return generate::run(global, options),
+        Command::Validate(options) => return validate::run(options),
         Command::Version(options) => {
             version::own(options)?;
             if options.client {
@@ -116,7 +118,10 @@ async fn ask(client: &client::Client, command: &Command) -> Result<(), Error> {
         Command::Stats(options) => containers::stats(client, options).await,
         Command::Timeline(options) => timeline::run(client, options).await,
         Command::Version(_) => version::nodes(client).await,
-        Command::Completion { .. } | Command::Config(_) | Command::Gen(_) => {
+        Command::Completion { .. }
+        | Command::Config(_)
+        | Command::Gen(_)
+        | Command::Validate(_) => {
             unreachable!("done without a node")
         }
     }

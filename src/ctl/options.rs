@@ -8,7 +8,7 @@ use clap_complete::Shell;
 use crate::endpoint::Endpoint;
 use crate::{
     apply, containers, context, events, generate, logs, memory, metrics, mounts, network,
-    processes, services, timeline, version,
+    processes, services, timeline, validate, version,
 };
 
 /// Drives nodes through their API.
@@ -90,6 +90,8 @@ pub(crate) enum Command {
     Stats(containers::Options),
     /// Show how the boot went, step by step
     Timeline(timeline::Options),
+    /// Check a machine configuration as a node would
+    Validate(validate::Options),
     /// Show the version of this program and of the nodes
     Version(version::Options),
     /// Print a script that completes commands in a shell
