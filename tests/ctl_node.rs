@@ -18,6 +18,10 @@ use orlop_proto::machine::{
     ServiceListResponse, ServiceRestart, ServiceRestartRequest, ServiceRestartResponse, Version,
     VersionInfo, VersionResponse,
 };
+use orlop_proto::orlop::v1alpha1::node_service_server::{NodeService, NodeServiceServer};
+use orlop_proto::orlop::v1alpha1::{
+    Metrics, MetricsResponse, Span, Timeline, TimelineResponse, span,
+};
 use prost::Message as _;
 use support::{Home, Ran};
 use tokio_stream::{Stream, StreamExt as _};
@@ -107,6 +111,21 @@ fn services_are_listed_told_and_restarted() {
         node.endpoint
     );
     assert_eq!((ran.code, ran.stderr), (Some(1), error));
+}
+
+#[test]
+fn the_boot_is_a_chart_and_figures_are_text() {
+    let node = Node::start();
+    let ran = node.run(&["-n", &format!("a,{DEAD}"), "timeline"]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let lines: Vec<_> = ran.stdout.lines().collect();
+    let words = |line: &str| line.split_whitespace().take(4).collect::<Vec<_>>().join(" ");
+    assert_eq!(words(lines[0]), "NODE WHEN TOOK WHAT");
+    assert_eq!(words(lines[1]), "a 0.000s 0.500s kernel");
+    assert_eq!(lines.last(), Some(&"a was ready after 1.500s"));
+    assert!(ran.stderr.starts_with("warning: read the timeline: 10.0.0.66: "), "{ran:?}");
+    let ran = node.run(&["metrics", "orlop_build"]);
+    assert_eq!((ran.code, ran.stdout.as_str()), (Some(0), "orlop_build_info 1\n"), "{ran:?}");
 }
 
 #[test]
@@ -225,7 +244,9 @@ impl Node {
         let endpoint = listener.local_addr().unwrap().to_string();
         let (_, tls) = tokio::sync::watch::channel(tls);
         let incoming = orlop_rpc::tls::incoming(listener, tls);
-        let server = orlop_rpc::server().add_service(MachineServiceServer::new(Fake));
+        let server = orlop_rpc::server()
+            .add_service(MachineServiceServer::new(Fake))
+            .add_service(NodeServiceServer::new(Fake));
         runtime.spawn(server.serve_with_incoming(incoming));
         let node = Self { home: Home::new(), endpoint, ca, _runtime: runtime };
         node.write_context(&node.ca, &node.ca);
@@ -292,6 +313,27 @@ fn each<T>(asked: &MetadataMap, make: impl Fn(Option<Metadata>) -> T) -> Vec<T> 
 
 fn alive(metadata: Option<&Metadata>) -> bool {
     metadata.is_none_or(|metadata| metadata.status.is_none())
+}
+
+#[tonic::async_trait]
+impl NodeService for Fake {
+    async fn metrics(&self, request: Request<()>) -> Result<Response<MetricsResponse>, Status> {
+        let text = "orlop_build_info 1\norlop_other 2\n# EOF\n".to_owned();
+        let metrics = |metadata| Metrics { metadata, text: text.clone() };
+        Ok(Response::new(MetricsResponse { messages: each(request.metadata(), metrics) }))
+    }
+
+    async fn timeline(&self, request: Request<()>) -> Result<Response<TimelineResponse>, Status> {
+        let kernel = Span {
+            kind: span::Kind::Kernel.into(),
+            name: "kernel".to_owned(),
+            duration_ns: 500_000_000,
+            ..Span::default()
+        };
+        let timeline =
+            |metadata| Timeline { metadata, spans: vec![kernel.clone()], ready_ns: 1_500_000_000 };
+        Ok(Response::new(TimelineResponse { messages: each(request.metadata(), timeline) }))
+    }
 }
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
