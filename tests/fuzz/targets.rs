@@ -5,6 +5,9 @@
 
 use orlop_netlink::datagram::{self, UdpChecksum};
 use orlop_networkd::wire::Reply;
+use orlop_udevd::modules::{self, Modules};
+use orlop_udevd::uevent::Uevent;
+use orlop_udevd::{partitions, probe};
 
 /// A format: its name, its function, and bytes that are close to sound to start from.
 pub type Target = (&'static str, fn(&[u8]), &'static [&'static [u8]]);
@@ -30,6 +33,9 @@ pub static TARGETS: &[Target] = &[
     ("dhcp_reply", dhcp_reply, &[&DHCP_ACK]),
     ("volume_label", volume_label, &[&ISO]),
     ("socket_table", socket_table, &[SOCKET]),
+    ("uevent", uevent, &[UEVENT]),
+    ("superblock", superblock, &[&ISO, &DISK]),
+    ("module_alias", module_alias, &[b"pci:v*d[0-9a-f]*sv?\npci:v00001AF4d1sv0"]),
     ("grpc_path", grpc_path, &[b"/machine.MachineService/Memory"]),
     ("answer_to_merge", answer_to_merge, &[b"\x0a\x04\x12\x02ok"]),
 ];
@@ -103,6 +109,30 @@ pub fn socket_table(bytes: &[u8]) {
     }
 }
 
+pub fn uevent(bytes: &[u8]) {
+    if let Ok(event) = Uevent::parse(bytes) {
+        assert!(Uevent::parse(&event.to_bytes()).is_ok_and(|again| again == event));
+        assert!(!event.devpath.contains("/../") && !event.id().is_empty());
+    }
+}
+
+/// A device that holds something, and is divided.
+pub fn superblock(bytes: &[u8]) {
+    let _ = probe::probe(&mut probe::slice(bytes));
+    let sectors = bytes.len() as u64 / 512;
+    for sector_bytes in [512, 4096] {
+        let _ = partitions::find(&mut probe::slice(bytes), sectors, sector_bytes);
+    }
+}
+
+pub fn module_alias(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    let (pattern, alias) = text.split_once('\n').unwrap_or((&text, ""));
+    let _ = modules::matches(pattern, alias);
+    let index = Modules::parse(&format!("alias {pattern} m"), &format!("m.ko: {alias}"));
+    assert!(index.wanted(alias).iter().all(|file| !file.split('/').any(|part| part == "..")));
+}
+
 pub fn grpc_path(bytes: &[u8]) {
     let _ = orlop_rpc::proxy::Method::parse(&String::from_utf8_lossy(bytes));
 }
@@ -151,6 +181,23 @@ const DHCP_ACK: [u8; 264] = {
         i += 1;
     }
     message
+};
+const UEVENT: &[u8] = b"add@/devices/pci0000:00/0000:00:04.0/virtio1/block/vda\0ACTION=add\0\
+    DEVPATH=/devices/pci0000:00/0000:00:04.0/virtio1/block/vda\0SUBSYSTEM=block\0MAJOR=254\0\
+    MINOR=0\0DEVNAME=vda\0DEVTYPE=disk\0SEQNUM=1201\0";
+/// A table of two partitions, the second extended, and the signature of ext2.
+static DISK: [u8; 0x800] = {
+    const ENTRIES: &[u8] =
+        b"\0\0\0\0\x83\0\0\0\x01\0\0\0\x01\0\0\0\0\0\0\0\x05\0\0\0\x01\0\0\0\x02\0\0\0";
+    let mut disk = [0; 0x800];
+    let mut i = 0;
+    while i < ENTRIES.len() {
+        disk[446 + i] = ENTRIES[i];
+        i += 1;
+    }
+    (disk[440], disk[510], disk[511]) = (1, 0x55, 0xAA);
+    (disk[0x404], disk[0x438], disk[0x439]) = (1, 0x53, 0xEF);
+    disk
 };
 /// The primary volume descriptor of a disc, and its label.
 static ISO: [u8; 0x8800] = {
