@@ -24,8 +24,8 @@ use crate::config::write_new;
 use crate::label;
 use crate::source::{Source, VOLUME_LABEL};
 
-/// No configuration is larger; what is, is not one.
-const SIZE_LIMIT: u64 = 4 << 20;
+/// No configuration is larger, packed or not; what is, is not one.
+const SIZE_LIMIT: u64 = orlop_config::machine::UNPACKED_LIMIT as u64;
 const HTTP_TIMEOUT: Duration = Duration::from_secs(30);
 const MOUNT_POINT: &str = "/run/orlop/config";
 
@@ -72,6 +72,13 @@ pub(crate) fn main(options: &Options) -> ExitCode {
         Err(error) => {
             eprintln!("{}", Chain(&error));
             return Exit::Failed.into();
+        }
+    };
+    let bytes = match orlop_config::machine::unpack(&bytes) {
+        Ok(bytes) => bytes.into_owned(),
+        Err(error) => {
+            eprintln!("{}: {}", source.file_name(), Chain(&error));
+            return Exit::Config.into();
         }
     };
     let Ok(text) = String::from_utf8(bytes) else {
