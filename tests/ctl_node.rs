@@ -13,8 +13,11 @@ use orlop_proto::common::{Data, Metadata};
 use orlop_proto::google::rpc;
 use orlop_proto::machine::machine_service_server::{MachineService, MachineServiceServer};
 use orlop_proto::machine::{
-    DmesgRequest, Event, EventsRequest, LogsRequest, MemInfo, Memory, MemoryResponse, Reboot,
-    RebootResponse, SequenceEvent, ServiceEvents, ServiceHealth, ServiceInfo, ServiceList,
+    ConnectRecord, CopyRequest, DiskUsageInfo, DiskUsageRequest, DmesgRequest, Event,
+    EventsRequest, FileInfo, ImageListRequest, ImageListResponse, ListRequest, LogsRequest,
+    MemInfo, Memory, MemoryResponse, Netstat, NetstatRequest, NetstatResponse,
+    PacketCaptureRequest, ReadRequest, Reboot, RebootResponse, Restart, RestartRequest,
+    RestartResponse, SequenceEvent, ServiceEvents, ServiceHealth, ServiceInfo, ServiceList,
     ServiceListResponse, ServiceRestart, ServiceRestartRequest, ServiceRestartResponse, Version,
     VersionInfo, VersionResponse,
 };
@@ -173,6 +176,92 @@ fn following_prints_at_once_and_ends_well_at_an_interrupt() {
 
 fn pid_of(id: u32) -> nix::unistd::Pid {
     nix::unistd::Pid::from_raw(i32::try_from(id).unwrap())
+}
+
+#[test]
+fn files_are_listed_by_name_or_in_a_table_and_what_fails_is_a_warning() {
+    let node = Node::start();
+    let ran = node.run(&["ls", "/etc", "-r", "-d", "2"]);
+    assert_eq!((ran.code, ran.stdout.as_str()), (Some(0), ".\nhosts\n"), "{ran:?}");
+    assert!(ran.stderr.contains("open /etc/secret: permission denied"), "{ran:?}");
+    let ran = node.run(&["-n", "a,b", "list", "/etc", "-r", "-d", "2"]);
+    assert_eq!(ran.stdout, "NODE   NAME\na      .\nb      .\na      hosts\nb      hosts\n");
+    let ran = node.run(&["list", "/etc", "-l", "-H", "-r", "-d", "2"]);
+    let headings: Vec<_> = ran.stdout.lines().next().unwrap().split_whitespace().collect();
+    assert_eq!(headings, ["NODE", "MODE", "SIZE(B)", "LASTMOD", "NAME"], "{ran:?}");
+    assert!(ran.stdout.contains("drwxr-xr-x   4.1 kB    Jan  1 1970   ."), "{ran:?}");
+}
+
+#[test]
+fn usage_is_summed_by_node_and_fails_when_no_path_can_be_walked() {
+    let node = Node::start();
+    let ran = node.run(&["du", "/var", "-t", "-100"]);
+    assert_eq!((ran.code, ran.stdout.as_str()), (Some(0), "SIZE   NAME\n99     .\n"), "{ran:?}");
+    let ran = node.run(&["-n", "a", "usage", "/var", "/no", "-t", "-100"]);
+    assert_eq!(ran.stdout, "NODE   SIZE   NAME\na      99     /var\n");
+    assert_eq!(ran.stderr, "warning: sum up /var, /no: a: lstat /no: gone\n");
+    let ran = node.run(&["usage", "/no", "-t", "-100"]);
+    assert_eq!((ran.code, ran.stdout.as_str()), (Some(1), ""), "{ran:?}");
+}
+
+#[test]
+fn a_file_is_read_and_a_folder_copied_of_one_node() {
+    let node = Node::start();
+    let ran = node.run(&["read", "/etc/hosts"]);
+    assert_eq!((ran.code, ran.stdout.as_str()), (Some(0), "/etc/hosts in pieces"), "{ran:?}");
+    let ran = node.run(&["-n", "a,b", "read", "/etc/hosts"]);
+    assert_eq!(ran.code, Some(64), "{ran:?}");
+    assert!(ran.stderr.ends_with("hint: name it: -n NODE\n"), "{ran:?}");
+    let ran = node.run(&["cp", "/var/log", "here/there"]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let copied = std::fs::read_to_string(node.home.path("here/there/log")).unwrap();
+    assert_eq!(copied, "x".repeat(100_000));
+    // What is left out is told at the end, and the rest is there.
+    let ran = node.run(&["copy", "/incomplete", "half"]);
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert!(ran.stderr.contains("left out: a socket"), "{ran:?}");
+    assert!(node.home.path("half/log").exists());
+    let mut piped = node.home.command(&["--talosconfig", "talosconfig", "cp", "/var/log", "-"]);
+    let piped = piped.output().unwrap();
+    assert!(piped.status.success() && piped.stdout == archive());
+    std::fs::write(node.home.path("file"), "").unwrap();
+    let ran = node.run(&["cp", "/var/log", "file"]);
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert!(ran.stderr.starts_with("error: write file: "), "{ran:?}");
+}
+
+#[test]
+fn sockets_images_captures_and_restarts_reach_the_node() {
+    let node = Node::start();
+    let ran = node.run(&["netstat", "-l", "-t", "-4"]);
+    assert!(ran.stdout.starts_with("NODE "), "{ran:?}");
+    assert!(ran.stdout.contains("127.0.0.1:50000   0.0.0.0:*         LISTEN"), "{ran:?}");
+    let ran = node.run(&["images", "--namespace", "system"]);
+    assert_eq!(ran.stdout, "registry.k8s.io/pause:3.10\n", "{ran:?}");
+    let ran = node.run(&["image", "list", "--namespace", "system"]);
+    assert!(ran.stdout.starts_with("NODE ") && ran.stdout.contains("sha256:1   5 B"), "{ran:?}");
+    let ran =
+        node.run(&["pcap", "-i", "lo", "-o", "lo.pcap", "--bpf-filter", "{ 0x6, 0, 0, 0x40000 },"]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert_eq!(std::fs::read(node.home.path("lo.pcap")).unwrap(), b"pcap");
+    let ran = node.run(&["restart", "-k", "etcd"]);
+    assert_eq!((ran.code, ran.stdout.as_str()), (Some(0), ""), "{ran:?}");
+    assert_eq!(ran.stderr, format!("{} restarts etcd\n", node.endpoint));
+}
+
+/// A tar.gz with one file, `log`.
+fn archive() -> Vec<u8> {
+    use std::io::Write as _;
+
+    let mut header = tar::Header::new_ustar();
+    header.set_mode(0o644);
+    header.set_size(100_000);
+    let mut tar = tar::Builder::new(Vec::new());
+    let text = "x".repeat(100_000);
+    tar.append_data(&mut header, "log", text.as_bytes()).unwrap();
+    let mut zipped = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::none());
+    zipped.write_all(&tar.into_inner().unwrap()).unwrap();
+    zipped.finish().unwrap()
 }
 
 #[test]
@@ -427,4 +516,123 @@ impl MachineService for Fake {
         let event = tokio_stream::once(Ok(Event { metadata: None, data: Some(data), id }));
         Ok(Response::new(Box::pin(event.chain(tokio_stream::pending()))))
     }
+
+    async fn list(
+        &self,
+        request: Request<ListRequest>,
+    ) -> Result<Response<Answers<FileInfo>>, Status> {
+        let ListRequest { root, recurse: true, recursion_depth: 2, .. } = request.get_ref() else {
+            return Err(Status::invalid_argument(format!("{request:?}")));
+        };
+        let info = |name: &str, mode, error: &str| FileInfo {
+            name: format!("{root}/{name}"),
+            relative_name: name.to_owned(),
+            size: 4096,
+            mode,
+            error: error.to_owned(),
+            ..FileInfo::default()
+        };
+        let infos = [
+            info(".", 1 << 31 | 0o755, ""),
+            info("hosts", 0o644, ""),
+            info("secret", 0, "open /etc/secret: permission denied"),
+        ];
+        let infos: Vec<_> = infos
+            .iter()
+            .flat_map(|info| {
+                each(request.metadata(), |metadata| Ok(FileInfo { metadata, ..info.clone() }))
+            })
+            .collect();
+        Ok(Response::new(Box::pin(tokio_stream::iter(infos))))
+    }
+
+    async fn disk_usage(
+        &self,
+        request: Request<DiskUsageRequest>,
+    ) -> Result<Response<Answers<DiskUsageInfo>>, Status> {
+        assert_eq!(request.get_ref().threshold, -100);
+        let sums = request.get_ref().paths.iter().flat_map(|path| {
+            let (size, error) = match &**path {
+                "/no" => (0, "lstat /no: gone".to_owned()),
+                _ => (99, String::new()),
+            };
+            each(request.metadata(), |metadata| {
+                let (name, relative_name) = (path.clone(), ".".to_owned());
+                Ok(DiskUsageInfo { metadata, name, size, error: error.clone(), relative_name })
+            })
+        });
+        let sums: Vec<_> = sums.collect();
+        Ok(Response::new(Box::pin(tokio_stream::iter(sums))))
+    }
+
+    async fn read(&self, request: Request<ReadRequest>) -> Result<Response<Answers<Data>>, Status> {
+        let text = format!("{} in pieces", request.get_ref().path);
+        let pieces: Vec<_> = text.as_bytes().chunks(4).map(piece).collect();
+        Ok(Response::new(Box::pin(tokio_stream::iter(pieces))))
+    }
+
+    async fn copy(&self, request: Request<CopyRequest>) -> Result<Response<Answers<Data>>, Status> {
+        let mut pieces: Vec<_> = archive().chunks(1024).map(piece).collect();
+        if request.get_ref().root_path == "/incomplete" {
+            let error = "left out: a socket".to_owned();
+            let metadata = Some(Metadata { error, ..Metadata::default() });
+            pieces.push(Ok(Data { metadata, bytes: Vec::new() }));
+        }
+        Ok(Response::new(Box::pin(tokio_stream::iter(pieces))))
+    }
+
+    async fn netstat(
+        &self,
+        request: Request<NetstatRequest>,
+    ) -> Result<Response<NetstatResponse>, Status> {
+        let l4proto = request.get_ref().l4proto.unwrap();
+        assert!(l4proto.tcp && !l4proto.tcp6 && !l4proto.udp);
+        let socket = ConnectRecord {
+            l4proto: "tcp".to_owned(),
+            localip: "127.0.0.1".to_owned(),
+            localport: 50000,
+            remoteip: "0.0.0.0".to_owned(),
+            state: 10,
+            ..ConnectRecord::default()
+        };
+        let netstat = |metadata| Netstat { metadata, connectrecord: vec![socket.clone()] };
+        Ok(Response::new(NetstatResponse { messages: each(request.metadata(), netstat) }))
+    }
+
+    async fn image_list(
+        &self,
+        request: Request<ImageListRequest>,
+    ) -> Result<Response<Answers<ImageListResponse>>, Status> {
+        assert_eq!(request.get_ref().namespace, 1);
+        let image = ImageListResponse {
+            name: "registry.k8s.io/pause:3.10".to_owned(),
+            digest: "sha256:1".to_owned(),
+            size: 5,
+            ..ImageListResponse::default()
+        };
+        Ok(Response::new(Box::pin(tokio_stream::once(Ok(image)))))
+    }
+
+    async fn packet_capture(
+        &self,
+        request: Request<PacketCaptureRequest>,
+    ) -> Result<Response<Answers<Data>>, Status> {
+        let request = request.get_ref();
+        assert_eq!((&*request.interface, request.bpf_filter[0].k), ("lo", 0x40000));
+        Ok(Response::new(Box::pin(tokio_stream::once(piece(b"pcap")))))
+    }
+
+    async fn restart(
+        &self,
+        request: Request<RestartRequest>,
+    ) -> Result<Response<RestartResponse>, Status> {
+        let RestartRequest { namespace, id, .. } = request.get_ref();
+        assert_eq!((&**namespace, &**id), ("k8s.io", "etcd"));
+        let restart = |metadata| Restart { metadata };
+        Ok(Response::new(RestartResponse { messages: each(request.metadata(), restart) }))
+    }
+}
+
+fn piece(bytes: &[u8]) -> Result<Data, Status> {
+    Ok(Data { metadata: None, bytes: bytes.to_vec() })
 }

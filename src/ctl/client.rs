@@ -90,6 +90,15 @@ impl Client {
         self.targets.nodes.iter().map(typed).collect()
     }
 
+    /// # Errors
+    /// When several nodes are meant by a `command` whose output is of one.
+    pub(crate) fn one_node(&self, command: &'static str) -> Result<(), Error> {
+        match self.nodes().len() {
+            1 => Ok(()),
+            count => Err(Error::OneNode { command, count }),
+        }
+    }
+
     /// Makes a unary call and returns what the nodes answered; those that failed are told on stderr.
     ///
     /// # Errors
@@ -314,7 +323,13 @@ macro_rules! replies {
     };
 }
 
-messages!(common::Data, machine::Event);
+messages!(
+    common::Data,
+    machine::DiskUsageInfo,
+    machine::Event,
+    machine::FileInfo,
+    machine::ImageListResponse,
+);
 
 replies! {
     machine::ApplyConfigurationResponse => machine::ApplyConfiguration,
@@ -322,9 +337,11 @@ replies! {
     machine::ContainersResponse => machine::Container,
     machine::MemoryResponse => machine::Memory,
     machine::MountsResponse => machine::Mounts,
+    machine::NetstatResponse => machine::Netstat,
     machine::ProcessesResponse => machine::Process,
     machine::RebootResponse => machine::Reboot,
     machine::ResetResponse => machine::Reset,
+    machine::RestartResponse => machine::Restart,
     machine::ServiceListResponse => machine::ServiceList,
     machine::ServiceRestartResponse => machine::ServiceRestart,
     machine::ServiceStartResponse => machine::ServiceStart,

@@ -76,6 +76,10 @@ pub(crate) enum Error {
     Unacceptable(#[from] Problems),
     #[error("{file} is not valid for {mode} mode")]
     Invalid { file: String, mode: Mode },
+    #[error("{command} is of one node, and {count} are meant")]
+    OneNode { command: &'static str, count: usize },
+    #[error("a pcap file is nothing to look at on a terminal")]
+    Terminal,
     #[error("write to stdout")]
     Output(#[source] io::Error),
     #[error("wait for Ctrl-C")]
@@ -145,6 +149,10 @@ impl Error {
             }
             Self::NotUp { id, .. } => Some(format!("orlopctl logs {id} says why")),
             Self::NotRegistered { .. } => Some("orlopctl services lists them".to_owned()),
+            Self::OneNode { .. } => Some("name it: -n NODE".to_owned()),
+            Self::Terminal => {
+                Some("write a file: -o FILE; or look at it: | tcpdump -nr -".to_owned())
+            }
             Self::Exists { .. } => {
                 Some("--force writes over it, and over the secrets in it".to_owned())
             }
@@ -173,9 +181,12 @@ impl Error {
         match self {
             Self::Output(source) if source.kind() == io::ErrorKind::BrokenPipe => Exit::Ok,
             Self::Generate(generate::Error::Secrets(_)) => Exit::Software,
-            Self::Generate(_) | Self::Unacceptable(_) | Self::Node { .. } | Self::NoStranger => {
-                Exit::Usage
-            }
+            Self::Generate(_)
+            | Self::Unacceptable(_)
+            | Self::Node { .. }
+            | Self::NoStranger
+            | Self::OneNode { .. }
+            | Self::Terminal => Exit::Usage,
             Self::ClientConfiguration(client::Error::File { operation: "write", .. }) => {
                 Exit::Failed
             }

@@ -16,24 +16,30 @@ macro_rules! say {
 }
 
 mod apply;
+mod capture;
 mod client;
 mod containers;
 mod context;
+mod copy;
 mod endpoint;
 mod error;
 mod events;
+mod files;
 mod generate;
 #[cfg(test)]
 mod golden;
+mod images;
 mod logs;
 mod memory;
 mod metrics;
 mod mounts;
+mod netstat;
 mod network;
 mod options;
 mod power;
 mod processes;
 mod refusal;
+mod restart;
 mod services;
 mod table;
 mod timeline;
@@ -102,21 +108,30 @@ async fn ask(client: &client::Client, command: &Command) -> Result<(), Error> {
         Command::ApplyConfig(options) => apply::apply(client, options).await,
         Command::Bootstrap => apply::bootstrap(client).await,
         Command::Containers(options) => containers::list(client, options).await,
+        Command::Copy(options) => copy::run(client, options).await,
         Command::Dmesg(options) => logs::dmesg(client, options).await,
         Command::Events(options) => events::run(client, options).await,
+        Command::Image(command) => images::run(client, command).await,
+        Command::Images(whose) => images::references(client, *whose).await,
         Command::Interfaces(options) => network::list_interfaces(client, options).await,
+        Command::List(options) => files::list(client, options).await,
         Command::Logs(options) => logs::logs(client, options).await,
         Command::Memory(options) => memory::run(client, options).await,
         Command::Metrics(options) => metrics::run(client, options).await,
         Command::Mounts(options) => mounts::run(client, options).await,
+        Command::Netstat(options) => netstat::run(client, options).await,
+        Command::Pcap(options) => capture::run(client, options).await,
         Command::Processes(options) => processes::run(client, options).await,
+        Command::Read(options) => files::read(client, options).await,
         Command::Reboot => power::reboot(client).await,
         Command::Reset(options) => apply::reset(client, options).await,
+        Command::Restart(options) => restart::run(client, options).await,
         Command::Routes(options) => network::list_routes(client, options).await,
         Command::Service(options) => services::run(client, options).await,
         Command::Shutdown => power::shutdown(client).await,
         Command::Stats(options) => containers::stats(client, options).await,
         Command::Timeline(options) => timeline::run(client, options).await,
+        Command::Usage(options) => files::usage(client, options).await,
         Command::Version(_) => version::nodes(client).await,
         Command::Completion { .. }
         | Command::Config(_)

@@ -7,8 +7,8 @@ use clap_complete::Shell;
 
 use crate::endpoint::Endpoint;
 use crate::{
-    apply, containers, context, events, generate, logs, memory, metrics, mounts, network,
-    processes, services, timeline, validate, version,
+    apply, capture, containers, context, copy, events, files, generate, images, logs, memory,
+    metrics, mounts, netstat, network, processes, restart, services, timeline, validate, version,
 };
 
 /// Drives nodes through their API.
@@ -52,6 +52,9 @@ pub(crate) enum Command {
     /// List containers
     #[command(visible_alias = "c")]
     Containers(containers::Options),
+    /// Copy files and folders of a node
+    #[command(visible_alias = "cp")]
+    Copy(copy::Options),
     /// Read the kernel's log
     Dmesg(logs::DmesgOptions),
     /// Follow what nodes do
@@ -59,8 +62,16 @@ pub(crate) enum Command {
     /// Generate configurations
     #[command(subcommand)]
     Gen(generate::Command),
+    /// Look after images
+    #[command(subcommand)]
+    Image(images::Command),
+    /// Print the references of images
+    Images(images::Whose),
     /// List network interfaces and their addresses
     Interfaces(network::Options),
+    /// List files
+    #[command(visible_alias = "ls")]
+    List(files::ListOptions),
     /// Read the log of a service
     Logs(logs::Options),
     /// Show memory usage
@@ -71,13 +82,21 @@ pub(crate) enum Command {
     /// List file systems
     #[command(visible_alias = "mount")]
     Mounts(mounts::Options),
+    /// List sockets
+    Netstat(netstat::Options),
+    /// Capture what passes a link
+    Pcap(capture::Options),
     /// List running processes
     #[command(visible_aliases = ["p", "ps"])]
     Processes(processes::Options),
+    /// Print a file
+    Read(files::ReadOptions),
     /// Reboot nodes
     Reboot,
     /// Wipe what nodes keep, and switch them off
     Reset(apply::ResetOptions),
+    /// Restart a container
+    Restart(restart::Options),
     /// List network routes
     #[command(visible_alias = "route")]
     Routes(network::Options),
@@ -90,6 +109,9 @@ pub(crate) enum Command {
     Stats(containers::Options),
     /// Show how the boot went, step by step
     Timeline(timeline::Options),
+    /// Show how much room files take
+    #[command(visible_alias = "du")]
+    Usage(files::UsageOptions),
     /// Check a machine configuration as a node would
     Validate(validate::Options),
     /// Show the version of this program and of the nodes
