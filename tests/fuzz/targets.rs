@@ -18,8 +18,9 @@ pub static TARGETS: &[Target] = &[
     (
         "machine_configuration",
         machine_configuration,
-        &[MACHINE, b"---\nkind: X\nversion: v1\nspec: {}\n"],
+        &[MACHINE, MORE, b"---\nkind: X\nversion: v1\nspec: {}\n"],
     ),
+    ("packed_configuration", packed_configuration, &[GZIP, b"machine: {}\n"]),
     (
         "network_section",
         network_section,
@@ -45,10 +46,21 @@ pub fn kernel_arguments(bytes: &[u8]) {
 }
 
 pub fn machine_configuration(bytes: &[u8]) {
-    if let Err(problems) =
-        orlop_config::machine::parse("machine.yaml", &String::from_utf8_lossy(bytes))
-    {
-        assert!(!problems.to_string().is_empty(), "refused without a word");
+    use orlop_config::machine::parse;
+    match parse("machine.yaml", &String::from_utf8_lossy(bytes)) {
+        Err(problems) => assert!(!problems.to_string().is_empty(), "refused without a word"),
+        Ok(config) => {
+            assert_eq!(config.diff(&config), "", "differs from itself");
+            let again = parse("written.yaml", &config.to_yaml());
+            assert!(again.is_ok_and(|again| again == config), "what is written reads differently");
+        }
+    }
+}
+
+pub fn packed_configuration(bytes: &[u8]) {
+    use orlop_config::machine::{UNPACKED_LIMIT, unpack};
+    if let Ok(unpacked) = unpack(bytes) {
+        assert!(unpacked.len() <= UNPACKED_LIMIT, "more than any configuration has");
     }
 }
 
@@ -154,6 +166,12 @@ const STATIC_ADDRESS: &[u8] = b"ip=10.0.0.2::10.0.0.1:255.255.255.0:node:eth0:of
 const MACHINE: &[u8] = b"version: v1alpha1\n\
     machine:\n  type: controlplane\n  network:\n    interfaces:\n      - interface: eth0\n        dhcp: true\n\
     cluster:\n  controlPlane:\n    endpoint: https://10.0.0.1:6443\n";
+const MORE: &[u8] = b"machine: {token: 0123ab.0123456789abcdef, env: {a: &a 1}, sysctls: {net.ipv4.ip_forward: *a},\n\
+    disks: [{device: /dev/sdb, partitions: [{size: 1GB, mountpoint: /var/a}]}],\n\
+    files: [{path: /var/a, permissions: 0o644, content: x}], logs: {ringSize: 2MiB}}\n\
+    cluster: {controlPlane: {endpoint: 'https://a:6443'}, adminKubeconfig: {certLifetime: 1h}}\n";
+/// `machine: {}`
+const GZIP: &[u8] = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x02\x03\xcb\x4d\x4c\xce\xc8\xcc\x4b\xb5\x52\xa8\xae\xe5\x02\x00\x72\x0a\x4e\xa4\x0c\x00\x00\x00";
 const CLIENT: &[u8] = b"context: a\ncontexts:\n  a:\n    endpoints: [10.0.0.1]\n    ca: \"\"\n    crt: \"\"\n    key: \"\"\n";
 const REQUEST: &[u8] = b"-----BEGIN CERTIFICATE REQUEST-----\n\
 MIHOMIGBAgEAMCQxETAPBgNVBAoMCG9zOmFkbWluMQ8wDQYDVQQDDAZub2RlLTEw\n\
