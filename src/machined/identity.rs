@@ -78,7 +78,6 @@ impl Basis {
         let machine = &config.machine;
         let authorities = machine.ca.iter().chain(&machine.accepted_cas);
         let authorities: Vec<_> = authorities.map(|ca| ca.crt.as_str()).collect();
-        let endpoint = config.cluster.control_plane.endpoint.as_ref();
         Ok(Self {
             host: fqdn().unwrap_or_else(|| "orlop".to_owned()),
             names: names(&machine.cert_sans).map_err(|source| Error::System {
@@ -88,11 +87,7 @@ impl Basis {
             accepted: trust::join(&authorities)?,
             key: machine.ca.as_ref().and_then(|ca| ca.key.clone()),
             token: machine.token.clone(),
-            trustd: endpoint
-                .and_then(|url| url.host_str())
-                .map(str::to_owned)
-                .into_iter()
-                .collect(),
+            trustd: endpoint_host(config).into_iter().collect(),
         })
     }
 
@@ -105,6 +100,18 @@ impl Basis {
             ips: self.names.ips.iter().copied().collect(),
             lifetime: LIFETIME,
         }
+    }
+
+    /// trustd speaks for the cluster's endpoint as well: that is where nodes look for it.
+    fn trustd_leaf(&self) -> Leaf {
+        let mut leaf = self.leaf(Usage::Server);
+        for host in &self.trustd {
+            match host.parse() {
+                Ok(ip) => leaf.ips.push(ip),
+                Err(_) => leaf.dns.push(host.clone()),
+            }
+        }
+        leaf
     }
 }
 
@@ -223,7 +230,7 @@ fn issue(
     let client = authority.issue(&client, now)?;
     write_apid(&basis.accepted, &server, Some(&client))?;
     if let Some(token) = token {
-        let own = authority.issue(&basis.leaf(Usage::Server), now)?;
+        let own = authority.issue(&basis.trustd_leaf(), now)?;
         write_trustd(&basis.accepted, key, token, &own)?;
     }
     let fingerprint = orlop_pki::fingerprint(&server.crt)?;
@@ -236,6 +243,13 @@ fn issue(
     }
     let (not_before, not_after) = certificate::validity(&server.crt)?;
     Ok(Validity { not_before, not_after })
+}
+
+/// The host of the cluster's endpoint, an IPv6 address without brackets.
+pub(crate) fn endpoint_host(config: &MachineConfig) -> Option<String> {
+    let host = config.cluster.control_plane.endpoint.as_ref()?.host_str()?;
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    Some(bare.unwrap_or(host).to_owned())
 }
 
 /// Spreads what many nodes do at the same time.
@@ -359,6 +373,7 @@ fn write_one(path: &Path, text: &str, uid: u32) -> io::Result<()> {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
 
@@ -369,5 +384,26 @@ mod tests {
         assert!(names.ips.contains(&IpAddr::from([10, 0, 0, 9])));
         assert!(names.ips.contains(&IpAddr::from([127, 0, 0, 1])));
         assert!(names.dns.contains("api.example.org"));
+    }
+
+    #[test]
+    fn certificates_depend_on_names_authorities_token_and_endpoint() {
+        let config = |endpoint: &str| {
+            let text = format!(
+                "version: v1alpha1\nmachine:\n  type: worker\n  token: abcdef.0123456789abcdef\n\
+                 cluster:\n  controlPlane:\n    endpoint: {endpoint}\n"
+            );
+            orlop_config::machine::parse("worker.yaml", &text).unwrap()
+        };
+        let by_name = config("https://k8s.example.org:6443");
+        assert_eq!(Origin::of(&by_name), Origin::Trustd);
+        let basis = Basis::of(&by_name).unwrap();
+        assert_eq!(basis.trustd, ["k8s.example.org"]);
+        assert_eq!(basis, Basis::of(&by_name).unwrap());
+        assert!(basis.trustd_leaf().dns.contains(&"k8s.example.org".to_owned()));
+        assert!(!basis.leaf(Usage::Server).dns.contains(&"k8s.example.org".to_owned()));
+        let by_address = Basis::of(&config("https://[fd00::9]:6443")).unwrap();
+        assert!(basis != by_address && by_address.trustd == ["fd00::9"]);
+        assert!(by_address.trustd_leaf().ips.contains(&"fd00::9".parse().unwrap()));
     }
 }

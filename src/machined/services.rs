@@ -382,11 +382,11 @@ fn trustd(containerd: &Containerd, config: &MachineConfig) -> Result<Definition,
     let drops: Vec<&str> = std::iter::once(TRUST_FOLDER)
         .chain(config.machine.trustd.drop.iter().map(String::as_str))
         .collect();
-    let endpoint = config.cluster.control_plane.endpoint.as_ref().and_then(|url| url.host_str());
+    let endpoint = identity::endpoint_host(config);
     let mut args = Vec::new();
     args.extend(drops.iter().flat_map(|folder| ["--drop", folder]));
     args.extend(config.machine.cert_sans.iter().flat_map(|name| ["--san", name.as_str()]));
-    args.extend(endpoint.into_iter().flat_map(|host| ["--reserve", bare(host)]));
+    args.extend(endpoint.iter().flat_map(|host| ["--reserve", host.as_str()]));
     let mut spec = daemon("trustd", TRUSTD_UID, &args);
     spec.host.network = true;
     spec.seccomp = Some(Profile::new([Group::Unix, Group::Inet]));
@@ -413,11 +413,6 @@ fn drop_folder(folder: &Path) -> Result<(), Error> {
         .and_then(|()| chown(folder, Some(TRUSTD_UID), Some(TRUSTD_UID)))
         .and_then(|()| fs::set_permissions(folder, fs::Permissions::from_mode(0o750)))
         .map_err(|source| Error::file("create the folder", folder, source))
-}
-
-/// A URL's host without the brackets of an IPv6 address.
-fn bare(host: &str) -> &str {
-    host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
 }
 
 const RESTARTABLE: Permissions = Permissions { start: true, stop: false, restart: true };

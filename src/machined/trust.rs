@@ -117,6 +117,7 @@ pub(crate) async fn obtain(reaper: &Reaper, wish: &Wish) -> Result<Answer, Error
 }
 
 fn private_file(name: &str) -> io::Result<File> {
+    fs::create_dir_all(FOLDER)?;
     let path: PathBuf = Path::new(FOLDER).join(name);
     File::options().read(true).write(true).create(true).truncate(true).mode(0o600).open(path)
 }
