@@ -171,7 +171,13 @@ impl Story {
 
     /// All services are healthy: what they do from now on is not the boot any more.
     pub(crate) fn ready(&mut self, now: Duration) {
-        self.ready.get_or_insert(now);
+        if self.ready.is_none() {
+            self.ready = Some(now);
+            for way in self.ways.iter_mut().filter(|way| way.end.is_none()) {
+                // Up without a word of its health: nobody asks for it.
+                way.end = Some(way.stages[way.stages.len() - 1].1);
+            }
+        }
     }
 
     /// When all services were healthy.
@@ -285,21 +291,20 @@ impl Way {
     }
 
     fn spans(&self, now: Duration, up: bool) -> Vec<Span> {
-        let (last, (_, start)) = (self.stages[self.stages.len() - 1], self.stages[0]);
-        let unasked = up && last.0 == Stage::Starting;
-        let end = self.end.or(unasked.then_some(last.1));
+        let ((last, since), (_, start)) = (self.stages[self.stages.len() - 1], self.stages[0]);
+        let unasked = up && last == Stage::Starting;
+        let end = self.end.or(unasked.then_some(since));
         let until = end.unwrap_or(now);
         let whole = Span::of(Kind::Service, &self.id, "", start, until);
         let mut spans = vec![Span { unfinished: end.is_none(), failed: self.failed, ..whole }];
-        let ends = self.stages.iter().skip(1).map(|(_, start)| *start).chain([until]);
-        for ((stage, start), stage_end) in self.stages.iter().zip(ends) {
-            let part = Span::of(Kind::Stage, stage.name(), &self.id, *start, stage_end);
-            let is_last = *start == last.1 && *stage == last.0;
-            spans.push(Span { unfinished: is_last && end.is_none(), ..part });
-        }
-        if unasked && self.end.is_none() {
-            // Nobody asked: there was nothing between its start and its being up.
-            spans.pop();
+        for (i, (stage, start)) in self.stages.iter().enumerate() {
+            if *stage == Stage::Starting && end == Some(*start) {
+                // Nobody asked: there was nothing between its start and its being up.
+                continue;
+            }
+            let next = self.stages.get(i + 1).map(|(_, start)| *start);
+            let part = Span::of(Kind::Stage, stage.name(), &self.id, *start, next.unwrap_or(until));
+            spans.push(Span { unfinished: next.is_none() && end.is_none(), ..part });
         }
         spans
     }
@@ -389,6 +394,12 @@ mod tests {
         assert!(done.contains("sequence /boot 610+51\n"), "{done}");
         assert!(done.contains("service /apid 612+48\n"), "{done}");
         assert!(done.contains("stage apid/starting 630+30\n"), "{done}");
+        // Nobody asks for its health, and it may have gone down since.
+        assert!(
+            done.contains("service /machined 614+1\nstage machined/preparing 614+1\n"),
+            "{done}"
+        );
+        assert!(!done.contains("machined/starting"), "{done}");
     }
 
     #[test]
