@@ -142,6 +142,8 @@ fn survive_panics(stop: bool) {
 async fn live(cmdline: Cmdline) {
     let (requests, mut ends) = mpsc::channel(1);
     let node = Node::start(cmdline, requests);
+    let log = node.supervisor().logs().register("machined");
+    orlop_telemetry::keep_lines(move |line| log.write(line));
     info!(platform = node.platform(), "Orlop {} ({})", version::TAG, version::SHA);
     let ending = tokio::select! {
         end = up(&node) => end.into(),

@@ -17,7 +17,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 /// When `/dev/kmsg` or `/dev/console` cannot be opened for writing.
 pub fn to_kernel(prefix: &'static str) -> io::Result<()> {
     let layer = Kernel { prefix, ring: orlop_sys::open_kernel_log()?, console: Console::open()? };
-    let _ = tracing_subscriber::registry().with(layer).try_init();
+    let _ = tracing_subscriber::registry().with(layer).with(crate::kept::layer()).try_init();
     Ok(())
 }
 

@@ -2,12 +2,14 @@
 //!
 //! Daemons write to stderr, which machined keeps as the service's log: [`to_stderr`]. PID 1 writes
 //! to the kernel's ring with a syslog priority, and tells its story (`info` and above) on the
-//! console as well: [`to_kernel`]. A line waits at most 100 ms for the console, then it is dropped.
+//! console as well: [`to_kernel`]. A line waits at most 100 ms for the console, then it is dropped. What
+//! PID 1 says is kept like a service's log, too, once there is a place for it: [`keep_lines`].
 //!
 //! And how figures are exposed ([`openmetrics`]).
 
 #![forbid(unsafe_code)]
 
+mod kept;
 mod kernel;
 mod mark;
 pub mod openmetrics;
@@ -20,6 +22,7 @@ use tracing_subscriber::fmt;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
+pub use kept::keep_lines;
 pub use kernel::to_kernel;
 pub use mark::{leave_start, left_start};
 
