@@ -30,14 +30,14 @@ const LAST_ROUNDS: u32 = 16;
 
 /// How much of a service's output is kept on disk: `file_bytes * (old_files + 1)` at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limit {
+pub struct DiskLimit {
     /// Of one file; it is rotated before it gets larger. At least 1.
     pub file_bytes: u64,
     /// Kept besides the newest.
     pub old_files: u32,
 }
 
-impl Default for Limit {
+impl Default for DiskLimit {
     /// 4 MiB, of which the newest is 1 MiB.
     fn default() -> Self {
         Self { file_bytes: 1 << 20, old_files: 3 }
@@ -51,7 +51,7 @@ impl Logs {
     ///
     /// # Panics
     /// When no file may hold anything.
-    pub async fn keep_in(self, folder: PathBuf, limit: Limit, shutdown: CancellationToken) {
+    pub async fn keep_in(self, folder: PathBuf, limit: DiskLimit, shutdown: CancellationToken) {
         assert!(limit.file_bytes > 0, "a file must hold something");
         let written = self.written.clone();
         let mut archive = Archive { logs: self, folder, limit, files: BTreeMap::new() };
@@ -104,7 +104,7 @@ async fn write(mut archive: Archive) -> (Archive, io::Result<More>) {
 struct Archive {
     logs: Logs,
     folder: PathBuf,
-    limit: Limit,
+    limit: DiskLimit,
     files: BTreeMap<String, Kept>,
 }
 
@@ -150,7 +150,7 @@ impl Kept {
         Self { reader, path, file: None, untold: 0 }
     }
 
-    fn step(&mut self, limit: Limit) -> io::Result<More> {
+    fn step(&mut self, limit: DiskLimit) -> io::Result<More> {
         let bytes = self.reader.peek(BATCH);
         self.untold += self.reader.lost;
         if bytes.is_empty() {
@@ -167,7 +167,7 @@ impl Kept {
     }
 
     /// Appends some of `bytes` with one write, and says how many; afterwards the file is not too large.
-    fn append(&mut self, bytes: &[u8], limit: Limit) -> io::Result<usize> {
+    fn append(&mut self, bytes: &[u8], limit: DiskLimit) -> io::Result<usize> {
         let (file, size) = match &mut self.file {
             Some(open) => open,
             none => none.insert(open(&self.path)?),

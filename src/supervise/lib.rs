@@ -23,7 +23,7 @@ pub mod reaper;
 pub mod seccomp;
 pub mod supervisor;
 
-pub use archive::Limit;
+pub use archive::DiskLimit;
 pub use container::Containerd;
 pub use definition::{
     BoxFuture, Condition, Definition, Health, Hook, Permissions, Prepared, Runner, TaskFactory,

@@ -19,6 +19,9 @@ use nix::unistd::Pid;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 
+/// Children waited for in one go.
+const BATCH: u32 = 256;
+
 /// Starts children and waits for them. Clones share the table; [`Reaper::run`] must be going on.
 #[derive(Clone, Debug)]
 pub struct Reaper {
@@ -72,7 +75,14 @@ impl Reaper {
         let mut ended = signal(SignalKind::child())?;
         loop {
             // Also before the first signal: children may have ended before the handler was there.
-            while self.reap_one()? {}
+            let mut reaped = 0_u32;
+            while self.reap_one()? {
+                reaped += 1;
+                // A flood of orphans does not keep everybody else waiting.
+                if reaped.is_multiple_of(BATCH) {
+                    tokio::task::yield_now().await;
+                }
+            }
             if ended.recv().await.is_none() {
                 return Ok(());
             }

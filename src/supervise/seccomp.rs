@@ -125,7 +125,7 @@ const NAMESPACES: u64 = 0x7e02_0000;
 #[rustfmt::skip]
 const EVERYBODY: &[&str] = &[
     "brk", "madvise", "mincore", "mmap", "mprotect", "mremap", "msync", "munmap",
-    "exit", "exit_group", "futex", "futex_waitv", "get_robust_list", "gettid", "membarrier", "rseq",
+    "exit", "exit_group", "futex", "futex_waitv", "get_robust_list", "getcpu", "gettid", "membarrier", "rseq",
     "sched_getaffinity", "sched_getparam", "sched_getscheduler", "sched_yield", "set_robust_list", "set_tid_address", "tgkill",
     "restart_syscall", "rt_sigaction", "rt_sigpending", "rt_sigprocmask", "rt_sigreturn", "rt_sigsuspend", "rt_sigtimedwait",
     "sigaltstack", "signalfd4",

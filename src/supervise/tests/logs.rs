@@ -11,12 +11,12 @@ use std::time::Duration;
 use orlop_rt::CancellationToken;
 use orlop_supervise::process::Spec;
 use orlop_supervise::{
-    Definition, Handle, Limit, Logs, Reaper, Restart, Runner, State, Supervisor,
+    Definition, DiskLimit, Handle, Logs, Reaper, Restart, Runner, State, Supervisor,
 };
 use tokio::task::JoinSet;
 
 const LIMIT: Duration = Duration::from_secs(60);
-const SMALL: Limit = Limit { file_bytes: 1000, old_files: 2 };
+const SMALL: DiskLimit = DiskLimit { file_bytes: 1000, old_files: 2 };
 
 #[tokio::test]
 async fn files_are_rotated_between_lines_and_their_number_is_bounded() {
@@ -105,7 +105,7 @@ async fn a_full_disk_costs_what_the_ring_could_not_hold_and_no_more() {
     let logs = Logs::with_capacity(16 << 10);
     let log = logs.register("x");
     let (shutdown, mut tasks) = (CancellationToken::new(), JoinSet::new());
-    let limit = Limit { file_bytes: 64 << 10, old_files: 1 };
+    let limit = DiskLimit { file_bytes: 64 << 10, old_files: 1 };
     tasks.spawn(logs.clone().keep_in(folder.clone(), limit, shutdown.clone()));
     for number in 0..10_000 {
         log.write(format!("line {number}\n").as_bytes());
@@ -131,7 +131,7 @@ fn a_flood_stalls_nobody_and_fills_nothing() {
     let before = resident_kib();
     run(async |handle| {
         let (shutdown, mut tasks) = (CancellationToken::new(), JoinSet::new());
-        let keeper = handle.logs().clone().keep_in(path, Limit::default(), shutdown.clone());
+        let keeper = handle.logs().clone().keep_in(path, DiskLimit::default(), shutdown.clone());
         tasks.spawn(keeper);
         let status = once(handle, "yes 'one more line of the flood' | head -c 200000000").await;
         assert_eq!(status.state, State::Finished, "{status:#?}");
@@ -167,7 +167,7 @@ fn garbage_without_a_newline_is_kept_as_it_is() {
 }
 
 /// Keeps what is there, and ends.
-async fn keep(logs: &Logs, folder: &Path, limit: Limit) {
+async fn keep(logs: &Logs, folder: &Path, limit: DiskLimit) {
     let shutdown = CancellationToken::new();
     shutdown.cancel();
     logs.clone().keep_in(folder.to_owned(), limit, shutdown).await;
