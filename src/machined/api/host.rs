@@ -6,8 +6,10 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io::{self, Read as _};
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::thread;
 
 use orlop_proto::machine::{
     CpUsInfo, CpuFreqStats, CpuInfo, CpuStat, DiskStat, DiskStats, LoadAvg, MemInfo, MountStat,
@@ -333,37 +335,60 @@ fn unescape(field: &str) -> String {
     text + rest
 }
 
+/// Processes that one thread reads in the time another one takes to start, many times over.
+const SHARE: usize = 512;
+/// Threads at a time.
+const SHARES: usize = 4;
+
 /// All processes; one that goes away while it is read is left out.
 ///
-/// A node can have thousands, and each costs a few system calls: so there are as few as can be.
+/// The kernel takes some 20 µs to tell of one, and a node can have thousands: so they are shared out to
+/// threads, and read in as few system calls as can be.
 pub(super) fn processes() -> io::Result<Vec<ProcessInfo>> {
+    let number = |entry: fs::DirEntry| entry.file_name().to_str()?.parse().ok();
+    let pids: Vec<i32> = fs::read_dir("/proc")?.flatten().filter_map(number).collect();
+    Ok(read_shared(&pids, SHARE))
+}
+
+/// Reads `pids` in several threads if there are more than `share`.
+fn read_shared(pids: &[i32], share: usize) -> Vec<ProcessInfo> {
+    let cpus = thread::available_parallelism().map_or(1, usize::from).min(SHARES);
+    let mut shares = pids.chunks(pids.len().div_ceil(cpus).max(share));
+    let first = shares.next().unwrap_or_default();
+    thread::scope(|scope| {
+        let start = |share| thread::Builder::new().spawn_scoped(scope, move || read_all(share));
+        let others: Vec<_> = shares.map(|share| (share, start(share))).collect();
+        let mut processes = read_all(first);
+        for (share, thread) in others {
+            processes.extend(match thread {
+                Ok(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
+                // No thread is to be had.
+                Err(_) => read_all(share),
+            });
+        }
+        processes
+    })
+}
+
+fn read_all(pids: &[i32]) -> Vec<ProcessInfo> {
     let page = page_size();
     let mut bytes = Vec::new();
-    let mut processes = Vec::new();
-    for entry in fs::read_dir("/proc")? {
-        let Ok(entry) = entry else { continue };
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
-            continue;
-        };
-        if slurp(&format!("/proc/{pid}/stat"), &mut bytes).is_err() {
-            continue;
+    pids.iter().filter_map(|pid| read_process(*pid, page, &mut bytes)).collect()
+}
+
+fn read_process(pid: i32, page: u64, bytes: &mut Vec<u8>) -> Option<ProcessInfo> {
+    slurp(&format!("/proc/{pid}/stat"), bytes).ok()?;
+    // A process names itself, in any bytes.
+    let mut process = process(pid, &String::from_utf8_lossy(bytes), page)?;
+    // A thread of the kernel, or a process that has ended, has neither.
+    if process.virtual_memory > 0 {
+        let executable = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+        process.executable = executable.to_string_lossy().into_owned();
+        if slurp(&format!("/proc/{pid}/cmdline"), bytes).is_ok() {
+            process.args = String::from_utf8_lossy(bytes).replace('\0', " ").trim_end().to_owned();
         }
-        // A process names itself, in any bytes.
-        let Some(mut process) = process(pid, &String::from_utf8_lossy(&bytes), page) else {
-            continue;
-        };
-        // A thread of the kernel, or a process that has ended, has neither.
-        if process.virtual_memory > 0 {
-            let executable = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-            process.executable = executable.to_string_lossy().into_owned();
-            if slurp(&format!("/proc/{pid}/cmdline"), &mut bytes).is_ok() {
-                process.args =
-                    String::from_utf8_lossy(&bytes).replace('\0', " ").trim_end().to_owned();
-            }
-        }
-        processes.push(process);
     }
-    Ok(processes)
+    Some(process)
 }
 
 /// Reads a file of `/proc` in as few calls as can be: their sizes say nothing, but a read that does not
@@ -521,6 +546,15 @@ mod tests {
             governor: "powersave".to_owned(),
         };
         assert_eq!(stats, [CpuFreqStats::default(), told]);
+    }
+
+    #[test]
+    fn processes_are_shared_out_to_threads_without_loss() {
+        let own = i32::try_from(std::process::id()).unwrap();
+        for pids in [&[][..], &[own], &[own, 1], &[1, own, 1, 1, own]] {
+            let read: Vec<_> = read_shared(pids, 1).iter().map(|process| process.pid).collect();
+            assert_eq!(read, pids);
+        }
     }
 
     #[test]
