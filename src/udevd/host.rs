@@ -11,7 +11,7 @@ use nix::fcntl::OFlag;
 use nix::kmod::{ModuleInitFlags, finit_module};
 use nix::sys::stat::{major, minor};
 use orlop_rt::Chain;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::database::Record;
 use crate::links::Step;
@@ -19,6 +19,7 @@ use crate::modules::{self, Modules};
 use crate::partitions::{self, Table};
 use crate::policy::{Access, Decision, Facts, decide};
 use crate::probe::{Content, probe};
+use crate::rules::{self, Rules};
 use crate::sysfs::{Device, Mounted, Sysfs as _};
 use crate::uevent::{Action, Devnum, Uevent};
 
@@ -33,6 +34,8 @@ pub(crate) struct Host {
     pub(crate) firmware: PathBuf,
     pub(crate) index: Modules,
     pub(crate) predictable_names: bool,
+    /// The owner's.
+    pub(crate) rules: Rules,
 }
 
 /// What became of an event.
@@ -84,7 +87,11 @@ impl Host {
                 Err(error) => debug!(node = event.devname(), %error, "cannot be read"),
             }
         }
-        Outcome::Decided(decide(&facts))
+        let mut decision = decide(&facts);
+        if event.action != Action::Remove {
+            self.rules.apply(event, device, &mut decision);
+        }
+        Outcome::Decided(decision)
     }
 
     /// `None`: somebody else holds the disk's lock (systemd's BLOCK_DEVICE_LOCKING).
@@ -409,6 +416,20 @@ pub(crate) fn module_index(folder: &Path) -> Modules {
         text => text.unwrap_or_default(),
     };
     Modules::parse(&read("modules.alias"), &read("modules.dep"))
+}
+
+/// Reads the owner's rules. Those that are not understood are told and left out: a node must come up
+/// to be told better.
+pub(crate) fn rules(path: &Path) -> Result<Rules, io::Error> {
+    let text = match fs::read_to_string(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+        text => text?,
+    };
+    let (rules, problems) = rules::parse(&text);
+    for problem in problems {
+        error!("{}:{problem}; correct it in machine.udev.rules", path.display());
+    }
+    Ok(rules)
 }
 
 /// Logs what failed: one device less is no reason to stop.

@@ -3,9 +3,10 @@
 //! The kernel says of each device that it is there ([`uevent`]); which of these events may be handled
 //! at the same time, [`order`] says. What a block device holds is read from its first bytes
 //! ([`probe`], [`partitions`]), what it is from its drivers' attributes ([`sysfs`], [`identity`],
-//! [`interface`]), and [`policy`] says what follows: properties, links, permissions, a name. Several
-//! devices may claim one link ([`links`]); what is known is kept where libudev looks ([`database`]).
-//! [`modules`] knows which module drives a device. All of these are pure.
+//! [`interface`]), and [`policy`] says what follows: properties, links, permissions, a name; the node's
+//! owner may have a say in it ([`rules`]). Several devices may claim one link ([`links`]); what is
+//! known is kept where libudev looks ([`database`]). [`modules`] knows which module drives a device.
+//! All of these are pure.
 //!
 //! `driver` takes in the events and does what was decided, on the machine that `host` is; `watch`
 //! notices writers of block devices; `control` answers `udevd settle`, `trigger` and `info`. The nodes
@@ -26,6 +27,7 @@ pub mod order;
 pub mod partitions;
 pub mod policy;
 pub mod probe;
+pub mod rules;
 pub mod sysfs;
 pub mod uevent;
 
@@ -76,6 +78,9 @@ pub struct Options {
     /// The kernel's arguments: `net.ifnames=1` asks for predictable interface names
     #[arg(long, value_name = "PATH", default_value = "/proc/cmdline")]
     pub cmdline: PathBuf,
+    /// The owner's rules (`machine.udev.rules`); may be absent
+    #[arg(long, value_name = "PATH", default_value = "/system/etc/udev.rules")]
+    pub rules: PathBuf,
     /// Log each decision
     #[arg(long)]
     pub debug: bool,
@@ -196,6 +201,8 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
         database: options.database,
         firmware: options.firmware,
         predictable_names: predictable_names(&cmdline),
+        rules: host::rules(&options.rules)
+            .map_err(|source| file("read", &options.rules, source))?,
     });
     let (driver, requests) = driver::Driver::new(Arc::clone(&host), events, netlink, watch);
     let listener = control::listen(&options.socket)

@@ -84,7 +84,7 @@ pub fn decide(facts: &Facts<'_>) -> Decision {
 }
 
 /// The permissions a node gets when it appears (spec §9.7); the kernel's own wish where we have none.
-fn access(event: &Uevent) -> Option<Access> {
+pub(crate) fn access(event: &Uevent) -> Option<Access> {
     let name = event.devname()?;
     let number = |key| event.get(key).and_then(|text| text.parse().ok());
     let (group, mode) = match name {

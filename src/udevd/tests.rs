@@ -45,6 +45,7 @@ impl Daemon {
             modules: at("modules"),
             firmware: at("firmware"),
             cmdline: at("cmdline"),
+            rules: at("rules"),
             debug: false,
             command: None,
         };
@@ -322,6 +323,28 @@ async fn after_a_burst_of_ten_thousand_events_everything_is_known() {
     spawn_blocking(burst).await.expect("no panic");
     daemon.settle().await;
     assert!(daemon.link(&format!("disk/by-label/{name}")).is_some());
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn the_rules_of_the_owner_are_obeyed_and_those_not_understood_left_out() {
+    let Some(daemon) = Daemon::start() else { return };
+    let folder = daemon.stop().await;
+    let images = TempDir::new().expect("a temp folder");
+    let Some(device) = Loop::attach(Path::new(&image(&images, "disk")), &[]) else { return };
+    let rules = format!(
+        "KERNEL==\"{}\", SYMLINK+=\"mine/%k\", MODE=\"0604\"\nRUN+=\"/bin/true\"\n",
+        device.name()
+    );
+    fs::write(folder.path().join("rules"), rules).expect("it is ours");
+    let daemon = Daemon::start_in(folder);
+    daemon.make_node(device.name());
+    daemon.ask("trigger").await.expect("it answers");
+    daemon.settle().await;
+    let link = format!("mine/{}", device.name());
+    assert_eq!(daemon.link(&link), Some(format!("../{}", device.name())));
+    let mode = fs::metadata(daemon.dev(device.name())).expect("our node").mode();
+    assert_eq!(mode & 0o777, 0o604);
     daemon.stop().await;
 }
 
