@@ -40,6 +40,7 @@ pub(crate) const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
 pub(crate) const NETWORKD_SOCKET: &str = "/system/run/networkd/networkd.sock";
 const ROUTERD_SOCKET: &str = "/system/run/routerd/routerd.sock";
 const UDEVD_SOCKET: &str = "/system/run/udevd/udevd.sock";
+const UDEV_RULES: &str = "/system/etc/udev.rules";
 const NETWORK_CONFIG: &str = "/system/etc/networkd.yaml";
 
 /// The folder for apid's certificates.
@@ -191,6 +192,7 @@ pub(crate) async fn apply_network(node: &Node, network: &Network) -> Result<(), 
 pub(crate) async fn prepare(node: &Node) -> Result<(), Error> {
     let config = node.config()?;
     write_network(&config.machine.network)?;
+    write_rules(&config.machine.udev.rules)?;
     socket_folders()?;
     let origin = Origin::of(&config);
     let mut keeper = Keeper::new(node);
@@ -303,7 +305,7 @@ fn networkd(containerd: &Containerd) -> Definition {
 /// udevd is a plain process: its devices are those of the whole machine. It keeps of root's rights
 /// what nodes, modules, renaming and a large buffer for events need.
 fn udevd(node: &Node) -> Definition {
-    let mut spec = process::Spec::new([BINARY, "udevd"]);
+    let mut spec = process::Spec::new([BINARY, "udevd", "--rules", UDEV_RULES]);
     spec.cgroup = Some("/sys/fs/cgroup/system/udevd".into());
     spec.privileges = Some(Privileges {
         user: (0, 0),
@@ -459,6 +461,11 @@ fn socket_folder(socket: &Path, server: u32, caller: u32) -> Result<(), Error> {
         .and_then(|()| chown(folder, Some(server), Some(caller)))
         .and_then(|()| fs::set_permissions(folder, fs::Permissions::from_mode(0o750)))
         .map_err(|source| Error::file("create the folder", folder, source))
+}
+
+fn write_rules(rules: &[String]) -> Result<(), Error> {
+    fs::write(UDEV_RULES, rules.join("\n"))
+        .map_err(|source| Error::file("write", UDEV_RULES, source))
 }
 
 fn write_network(network: &Network) -> Result<(), Error> {

@@ -6,8 +6,10 @@
 use orlop_netlink::datagram::{self, UdpChecksum};
 use orlop_networkd::wire::Reply;
 use orlop_udevd::modules::{self, Modules};
+use orlop_udevd::policy::Decision;
+use orlop_udevd::sysfs::{Device, Mounted};
 use orlop_udevd::uevent::Uevent;
-use orlop_udevd::{partitions, probe};
+use orlop_udevd::{partitions, probe, rules};
 
 /// A format: its name, its function, and bytes that are close to sound to start from.
 pub type Target = (&'static str, fn(&[u8]), &'static [&'static [u8]]);
@@ -36,6 +38,7 @@ pub static TARGETS: &[Target] = &[
     ("socket_table", socket_table, &[SOCKET]),
     ("uevent", uevent, &[UEVENT]),
     ("superblock", superblock, &[&ISO, &DISK]),
+    ("udev_rules", udev_rules, &[RULES]),
     ("module_alias", module_alias, &[b"pci:v*d[0-9a-f]*sv?\npci:v00001AF4d1sv0"]),
     ("grpc_path", grpc_path, &[b"/machine.MachineService/Memory"]),
     ("answer_to_merge", answer_to_merge, &[b"\x0a\x04\x12\x02ok"]),
@@ -137,6 +140,15 @@ pub fn superblock(bytes: &[u8]) {
     }
 }
 
+pub fn udev_rules(bytes: &[u8]) {
+    let (rules, _) = rules::parse(&String::from_utf8_lossy(bytes));
+    let Ok(event) = Uevent::parse(UEVENT) else { return };
+    let nothing = Mounted("/dev/null".into());
+    let mut decision = Decision::default();
+    rules.apply(&event, Device::new(&nothing, &event.devpath), &mut decision);
+    assert!(decision.properties.values().all(|value| !value.contains('\n')));
+}
+
 pub fn module_alias(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     let (pattern, alias) = text.split_once('\n').unwrap_or((&text, ""));
@@ -200,6 +212,8 @@ const DHCP_ACK: [u8; 264] = {
     }
     message
 };
+const RULES: &[u8] = b"ACTION==\"add|change\", KERNEL==\"vd[a-z]\", ATTRS{a}!=\"0\", \\\n SYMLINK+=\"a/%k%n $env{X}%%\", \
+    GROUP=\"6\", MODE=\"0640\", ENV{X}=\"$attr{size}\"\n";
 const UEVENT: &[u8] = b"add@/devices/pci0000:00/0000:00:04.0/virtio1/block/vda\0ACTION=add\0\
     DEVPATH=/devices/pci0000:00/0000:00:04.0/virtio1/block/vda\0SUBSYSTEM=block\0MAJOR=254\0\
     MINOR=0\0DEVNAME=vda\0DEVTYPE=disk\0SEQNUM=1201\0";
