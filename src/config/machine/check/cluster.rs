@@ -25,7 +25,9 @@ pub(super) fn cluster(check: &mut Check, cluster: &Cluster) {
             check.wrong_at("localAPIServerPort", "0 is out of range 1..=65535");
         }
     });
-    check.key_of_32("id", cluster.id.as_deref());
+    // Others write it with the alphabet for URLs (RFC 4648 §5).
+    let id = cluster.id.as_ref().map(|id| id.replace('-', "+").replace('_', "/"));
+    check.key_of_32("id", id.as_deref());
     check.key_of_32("secret", cluster.secret.as_ref().map(|secret| secret.expose()));
     let name = cluster.cluster_name.as_deref().unwrap_or("-");
     if name.is_empty() || name.contains(|c: char| c.is_control()) {
@@ -72,7 +74,7 @@ fn components(check: &mut Check, cluster: &Cluster) {
     check.key("proxy", |check| {
         check.image("image", cluster.proxy.image.as_ref());
         check.flags(&cluster.proxy.extra_args, &[]);
-        const MODES: [&str; 3] = ["iptables", "ipvs", "nftables"];
+        const MODES: [&str; 4] = ["iptables", "ipvs", "nftables", "userspace"];
         if let Some(mode) = cluster.proxy.mode.as_ref().filter(|mode| !MODES.contains(&&***mode)) {
             let message = format!("{mode:?} is unknown; known are {}", MODES.join(", "));
             check.wrong_at("mode", message);

@@ -86,7 +86,7 @@ fn interface(check: &mut Check, link: &Interface, links: &mut Links) {
     });
     if let Some(options) = &link.bond {
         if link.dummy {
-            check.wrong_at("bond", "a link is a dummy or a bond, not both");
+            check.wrong_at("dummy", "a link is a dummy or a bond, not both");
         }
         check.key("bond", |check| bond(check, name, options, &mut links.bonded));
     }

@@ -202,8 +202,10 @@ fn files(check: &mut Check, files: &[File]) {
             check.wrong_at("path", format!("{:?} is a folder", file.path));
         } else if file.op == FileOperation::Create {
             check.because("op", |check| {
-                if !Path::new(&file.path).starts_with("/var") {
-                    let path = &file.path;
+                let path = Path::new(&file.path);
+                // Static pods are where the kubelet looks for them (spec/node-api §6.3).
+                let is_manifest = path.parent() == Some(Path::new("/etc/kubernetes/manifests"));
+                if !path.starts_with("/var") && !is_manifest {
                     let message = format!("create operation not allowed outside of /var: {path:?}");
                     check.wrong_at("path", message);
                 } else if created.again(&file.path) {
@@ -248,7 +250,10 @@ fn registries(check: &mut Check, registries: &Registries) {
         if let Some(auth) = auth
             && auth.username.is_some() != auth.password.is_some()
         {
-            check.wrong_at("auth", "`username` and `password` belong together");
+            let missing = if auth.password.is_none() { "password" } else { "username" };
+            check.key("auth", |check| {
+                check.wrong_at(missing, "`username` and `password` belong together");
+            });
         }
     });
 }
