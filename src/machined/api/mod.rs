@@ -9,8 +9,10 @@ mod client;
 mod containers;
 pub(crate) mod events;
 mod files;
+mod generate;
 pub(crate) mod host;
 mod images;
+mod kubeconfig;
 mod lifecycle;
 mod netstat;
 mod node;
@@ -446,6 +448,20 @@ impl MachineService for Machine {
     ) -> Answer<proto::ApplyConfigurationResponse> {
         let applied = lifecycle::apply(&self.node, request.into_inner()).await?;
         Ok(Response::new(proto::ApplyConfigurationResponse { messages: vec![applied] }))
+    }
+
+    async fn kubeconfig(&self, _: Request<()>) -> Streamed<Data> {
+        let config = self.node.config().map_err(|error| failed("kubeconfig", error))?;
+        let archive = kubeconfig::kubeconfig(&config, SystemTime::now())?;
+        Ok(self.boxed(stream::iter([Ok(data(archive))])))
+    }
+
+    async fn generate_configuration(
+        &self,
+        request: Request<proto::GenerateConfigurationRequest>,
+    ) -> Answer<proto::GenerateConfigurationResponse> {
+        let existing = self.node.config().ok();
+        generate::generate(request.into_inner(), existing.as_deref()).map(Response::new)
     }
 
     async fn bootstrap(
