@@ -19,8 +19,8 @@ use orlop_supervise::container::{self, Bind, Capability, Namespaces};
 use orlop_supervise::process::{self, KillMode, Privileges};
 use orlop_supervise::seccomp::{Group, Profile};
 use orlop_supervise::{
-    Condition, Containerd, Definition, Dependency, Health, Hook, Permissions, Prepared, Runner,
-    Timing, health,
+    Condition, Containerd, Definition, Dependency, DiskLimit, Health, Hook, Permissions, Prepared,
+    Runner, Timing, health,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
@@ -42,6 +42,9 @@ const ROUTERD_SOCKET: &str = "/system/run/routerd/routerd.sock";
 const UDEVD_SOCKET: &str = "/system/run/udevd/udevd.sock";
 const UDEV_RULES: &str = "/system/etc/udev.rules";
 const NETWORK_CONFIG: &str = "/system/etc/networkd.yaml";
+
+/// Where what services write outlives the boot.
+const LOGS: &str = "/var/log/orlop";
 
 /// The folder for apid's certificates.
 pub(crate) const APID_SECRETS: &str = "/system/secrets/apid";
@@ -148,6 +151,9 @@ pub(crate) async fn start_api(node: &Node) -> Result<(), Error> {
         async move { metrics::text(&node).await }
     };
     node.spawn(metrics::socket::serve(metrics::socket::SOCKET, text, shutdown));
+    // `/var` is mounted by now.
+    let logs = node.supervisor().logs().clone();
+    node.spawn(logs.keep_in(LOGS.into(), DiskLimit::default(), node.shutdown().clone()));
     start(node, Definition::new("machined", runner)).await
 }
 
