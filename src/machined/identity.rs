@@ -180,7 +180,11 @@ impl Keeper {
         let server = Pair { crt: answer.crt, key: answer.key };
         write_apid(&ca, &server, None)?;
         if !answer.refused.is_empty() {
-            warn!(from = answer.host, refused = ?answer.refused, "trustd does not grant these names");
+            warn!(
+                from = answer.host,
+                refused = ?answer.refused,
+                "trustd does not grant these names; allow them in the control planes' machine.certSANs"
+            );
         }
         info!(
             host = basis.host,
