@@ -170,6 +170,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Some(Command::Trigger) => ask("trigger", LOOK_UP),
         Some(Command::Info { path }) => ask(&format!("info {path}"), LOOK_UP),
         None => {
+            orlop_sys::keep_heap_small();
             orlop_telemetry::to_stderr(options.debug);
             let result = orlop_rt::run_daemon(Error::Runtime, |shutdown| run(options, shutdown));
             return orlop_rt::exit("udevd", result);
