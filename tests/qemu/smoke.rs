@@ -67,6 +67,12 @@ const CHECKS: &[Check] = &[
     ("tells_the_line_and_column_of_a_broken_configuration", Kind::Broken, tells_broken_line),
     ("does_not_reboot_over_a_broken_configuration", Kind::Broken, stays_up_when_broken),
     ("boots_from_its_disk_under_uefi", Kind::Disk, boots_from_disk),
+    ("shows_who_it_is_while_it_has_no_configuration", Kind::Fresh, shows_fingerprint),
+    ("takes_no_broken_configuration", Kind::Fresh, takes_no_broken_configuration),
+    ("goes_by_a_configuration_that_is_applied", Kind::Fresh, is_configured),
+    ("applies_a_changed_configuration_without_a_reboot", Kind::Fresh, applies_a_change),
+    ("keeps_its_configuration_over_a_reboot", Kind::Fresh, keeps_configuration),
+    ("forgets_its_configuration_at_a_reset", Kind::Fresh, forgets_configuration),
 ];
 
 /// A kind of machine.
@@ -80,6 +86,8 @@ enum Kind {
     Broken,
     /// The disk image alone, under UEFI; it has no configuration.
     Disk,
+    /// No configuration either, and a volume to keep one on.
+    Fresh,
 }
 
 /// The machine that runs now, and why others do not.
@@ -149,6 +157,9 @@ impl Node {
                     .network(&[forward])
                     .disc(&volume::iso(folder.path(), &cluster.controlplane()?)?)
             }
+            Kind::Fresh => Boot::node(accel)?
+                .network(&[forward])
+                .scratch_disk(&volume::empty(folder.path(), "STATE")?),
             Kind::Broken => {
                 let (text, line) = broken(&cluster.controlplane()?)?;
                 broken_at = Some(line);
@@ -163,6 +174,7 @@ impl Node {
             Kind::Plain | Kind::Static => READY,
             Kind::Broken => &said("machined", "the node does not boot"),
             Kind::Disk => &said("init", "started"),
+            Kind::Fresh => INVITATION,
         };
         machine.console().wait(booted, BOOT_LIMIT)?;
         let operator = Operator::new(&cluster, forward.host);
@@ -432,11 +444,97 @@ fn stays_up_when_broken(node: &mut Node) -> Result<()> {
 }
 
 fn boots_from_disk(node: &mut Node) -> Result<()> {
+    // It has none, and no network card either.
+    node.machine.console().wait(&said("machined", "this node has no address yet"), BOOT_LIMIT)?;
     // Its command line comes with it: without the required arguments machined would say so.
     node.machine
         .console()
         .wait(&said("machined", "hardening kernel arguments hold"), SOON)
         .map(|_| ())
+}
+
+/// Waits for the console's invitation after `mark`; the fingerprint in it.
+fn invitation(node: &Node, mark: Mark) -> Result<String> {
+    let found = node.machine.console().wait_after(mark, INVITATION, BOOT_LIMIT)?;
+    let fingerprint = found.line.text.split("--cert-fingerprint ").nth(1).unwrap_or_default();
+    let fingerprint = fingerprint.split_whitespace().next().context("no fingerprint")?;
+    Ok(fingerprint.to_owned())
+}
+
+fn shows_fingerprint(node: &mut Node) -> Result<()> {
+    let found = node.machine.console().wait("fingerprint [A-Za-z0-9+/]{43}=", SOON)?;
+    ensure!(found.line.text.contains("10.0.2.15"), "no address: {}", found.line.text);
+    let another = "A".repeat(43) + "=";
+    let config = node.folder.path().join("controlplane.yaml");
+    let said = node.operator.refused(&apply(&config, &another))?;
+    ensure!(said.contains("has the fingerprint") && said.contains("console"), "{said}");
+    Ok(())
+}
+
+fn takes_no_broken_configuration(node: &mut Node) -> Result<()> {
+    let (text, line) = broken(&node.cluster.controlplane()?)?;
+    let path = node.folder.path().join("broken.yaml");
+    std::fs::write(&path, text)?;
+    let said = node.operator.refused(&apply(&path, &invitation(node, Mark::default())?))?;
+    ensure!(said.contains(&format!("config.yaml:{line}:")), "no line {line} in: {said}");
+    ensure!(said.contains("machine.network.interfaces[0].mtu"), "{said}");
+    Ok(())
+}
+
+fn is_configured(node: &mut Node) -> Result<()> {
+    let fingerprint = invitation(node, Mark::default())?;
+    let config = node.folder.path().join("controlplane.yaml");
+    let mark = node.machine.console().mark();
+    node.operator.run(&apply(&config, &fingerprint))?;
+    node.machine.console().wait_after(mark, READY, BOOT_LIMIT)?;
+    node.healthy(SOON)?;
+    // The door is closed to strangers.
+    node.operator.refused(&apply(&config, &fingerprint)).map(|_| ())
+}
+
+fn applies_a_change(node: &mut Node) -> Result<()> {
+    let mut document: serde_yaml::Value = serde_yaml::from_str(&node.cluster.controlplane()?)?;
+    document["machine"]["sysctls"] = serde_yaml::from_str("{kernel.panic: '77'}")?;
+    document["machine"]["env"] = serde_yaml::from_str("{WORD: here}")?;
+    let path = node.folder.path().join("changed.yaml");
+    std::fs::write(&path, serde_yaml::to_string(&document)?)?;
+    let path = path.to_str().context("a path in UTF-8")?;
+    let told = |args: &[&str]| -> Result<String> {
+        let output = node.operator.command(60, args).output()?;
+        ensure!(output.status.success(), "{args:?}: {output:?}");
+        Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let said = told(&["apply-config", "-f", path, "--dry-run"])?;
+    ensure!(said.contains("would change: machine.sysctls, machine.env"), "{said}");
+    let mark = node.machine.console().mark();
+    let said = told(&["apply-config", "-f", path])?;
+    ensure!(said.contains("changed: machine.sysctls, machine.env"), "{said}");
+    ensure!(said.contains("not before the next boot: machine.env"), "{said}");
+    node.machine.console().wait_after(mark, "sysctls of the configuration hold", SOON)?;
+    Ok(())
+}
+
+fn keeps_configuration(node: &mut Node) -> Result<()> {
+    let mark = node.machine.console().mark();
+    node.operator.run(&["reboot"])?;
+    node.machine.console().wait_after(mark, "accepted.*/system/state", BOOT_LIMIT)?;
+    node.machine.console().wait_after(mark, READY, BOOT_LIMIT)?;
+    node.healthy(SOON).map(|_| ())
+}
+
+fn forgets_configuration(node: &mut Node) -> Result<()> {
+    let answer = node.operator.refused(&["reset", "--system-labels-to-wipe", "HOME"])?;
+    ensure!(answer.contains("label \"HOME\" is not supported"), "{answer}");
+    let mark = node.machine.console().mark();
+    node.operator.run(&["reset", "--reboot"])?;
+    node.machine.console().wait_after(mark, &said("machined", "wiped"), SHUTDOWN_LIMIT)?;
+    invitation(node, mark).map(|_| ())
+}
+
+/// The command that configures a node in maintenance.
+fn apply<'a>(config: &'a std::path::Path, fingerprint: &'a str) -> [&'a str; 6] {
+    let path = config.to_str().unwrap_or_default();
+    ["apply-config", "--insecure", "--cert-fingerprint", fingerprint, "-f", path]
 }
 
 /// The configuration with an MTU no link can have, and the number of its line.
@@ -478,6 +576,8 @@ fn until<T>(limit: Duration, mut check: impl FnMut() -> Result<T>) -> Result<T> 
 const SERVICES: [&str; 6] = ["machined", "containerd", "udevd", "networkd", "routerd", "apid"];
 const CONTAINERS: [&str; 3] = ["networkd", "routerd", "apid"];
 const STATIC_ADDRESS: [u8; 4] = [10, 0, 3, 77];
+/// What the console of a node without a configuration ends in.
+const INVITATION: &str = "orlopctl apply-config --insecure .*controlplane.yaml";
 const BOOT_LIMIT: Duration = Duration::from_secs(240);
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(90);
 const RECOVERY: Duration = Duration::from_secs(90);

@@ -1,4 +1,4 @@
-//! Labelled volumes with a configuration on them: what `talos.config=metal-iso` looks for.
+//! Labelled volumes: with a configuration on them, as `talos.config=metal-iso` looks for, or empty.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -32,6 +32,17 @@ pub fn fat(folder: &Path, config: &str) -> Result<PathBuf> {
     fs::File::create(&image)?.set_len(4 << 20).context("make room for a FAT volume")?;
     run(Command::new("mkfs.vfat").args(["-n", &LABEL.to_uppercase()]).arg(&image))?;
     run(Command::new("mcopy").arg("-i").arg(&image).arg(&source).arg(format!("::{FILE}")))?;
+    Ok(image)
+}
+
+/// An ext4 file system with nothing on it, in `folder`.
+///
+/// # Errors
+/// When mkfs.ext4 fails or is not there.
+pub fn empty(folder: &Path, label: &str) -> Result<PathBuf> {
+    let image = folder.join(format!("{label}.ext4"));
+    fs::File::create(&image)?.set_len(32 << 20).context("make room for an ext4 volume")?;
+    run(Command::new("mkfs.ext4").args(["-q", "-L", label]).arg(&image))?;
     Ok(image)
 }
 
