@@ -197,7 +197,8 @@ const CERTIFICATE: &[u8] =
 const KEY: &[u8] = b"-----BEGIN ED25519 PRIVATE KEY-----\n\
     MC4CAQAwBQYDK2VwBCIEIDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAw\n\
     -----END ED25519 PRIVATE KEY-----\n";
-const SOCKET: &[u8] = b"1: 0100007F:C350 00000000:0000 0A 00000000:00000007 00:00000000 00000000 50 0 4711 1 0";
+const SOCKET: &[u8] =
+    b"1: 0100007F:C350 00000000:0000 0A 00000000:00000007 00:00000000 00000000 50 0 4711 1 0";
 const PACKET: &[u8] =
     b"\x45\0\0\x20\0\0\0\0\x40\x11\0\0\x0a\0\x02\x02\x0a\0\x02\x0f\0\x43\0\x44\0\x0c\0\0abcd";
 /// A BOOTP reply with the options message type, lease time, mask and router (RFC 2131, RFC 2132).

@@ -299,7 +299,8 @@ impl MachineService for Machine {
 
     async fn copy(&self, request: Request<proto::CopyRequest>) -> Streamed<Data> {
         let request = request.into_inner();
-        let bytes = self.threads.stream(CHUNKS_AHEAD, move |outlet| archive::copy(outlet, &request));
+        let bytes =
+            self.threads.stream(CHUNKS_AHEAD, move |outlet| archive::copy(outlet, &request));
         Ok(self.boxed(bytes.await?))
     }
 
@@ -356,10 +357,8 @@ impl MachineService for Machine {
         &self,
         request: Request<proto::GenerateClientConfigurationRequest>,
     ) -> Answer<proto::GenerateClientConfigurationResponse> {
-        let config = self
-            .node
-            .config()
-            .map_err(|error| Status::failed_precondition(error.to_string()))?;
+        let config =
+            self.node.config().map_err(|error| Status::failed_precondition(error.to_string()))?;
         let (ca, cluster) = (config.machine.ca.as_ref(), config.cluster.cluster_name.as_deref());
         let client = client::generate(ca, cluster, request.into_inner(), SystemTime::now())?;
         let messages = vec![client];
