@@ -11,12 +11,14 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use orlop_rt::{Backoff, Exit};
+use orlop_supervise::container::Capability;
+use orlop_supervise::process::Privileges;
 use tokio::time::{sleep, timeout};
 use tracing::{error, info, warn};
 
 use crate::document::Document;
 use crate::node::Node;
-use crate::source::Source;
+use crate::source::{Source, VOLUME_LABEL};
 use crate::{Error, maintenance, services};
 
 /// Where the document is kept (spec §6.1).
@@ -169,16 +171,20 @@ fn say(problems: &str) {
 }
 
 async fn try_once(node: &Node, word: &str) -> Result<Try, Error> {
+    // The child reads and writes files of root's, and mounts a volume if it is told to: nothing else.
+    let mounts = word == VOLUME_LABEL;
+    let capabilities = if mounts { vec![Capability::CAP_SYS_ADMIN] } else { Vec::new() };
     let run = || {
         let complaints = File::create(COMPLAINTS)?;
-        node.reaper().spawn(
-            Command::new(services::BINARY)
-                .args(["machined", "acquire", word, "--to", ACCEPTED])
-                .env_clear()
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .stderr(complaints),
-        )
+        let mut command = Command::new(services::BINARY);
+        command
+            .args(["machined", "acquire", word, "--to", ACCEPTED])
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(complaints);
+        Privileges { user: (0, 0), capabilities }.confine(&mut command);
+        node.reaper().spawn(&mut command)
     };
     let mut child = run().map_err(|source| Error::Acquire { source })?;
     let Ok(status) = timeout(TRY_LIMIT, child.wait()).await else {

@@ -26,7 +26,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::task::spawn_blocking;
 use tonic::Code;
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::api;
 use crate::error::Error;
@@ -78,6 +78,9 @@ const PRECIOUS: i32 = -998;
 
 /// The ids of all services that a node with this configuration runs, in the order of the story.
 const ALL: [&str; 6] = ["machined", "containerd", "udevd", "networkd", "routerd", "apid"];
+/// Those of spec §8.4 whose programs are not in this image, and whether only control planes run them.
+const ABSENT: [(&str, bool); 5] =
+    [("timed", false), ("cri", false), ("etcd", true), ("kubelet", false), ("bootkube", true)];
 
 /// Loads and starts containerd; nobody waits for it here.
 pub(crate) async fn start_containerd(node: &Node) -> Result<(), Error> {
@@ -223,9 +226,14 @@ pub(crate) async fn prepare(node: &Node) -> Result<(), Error> {
     if origin == Origin::Authority && config.machine.token.is_some() {
         definitions.push(trustd(&containerd, &config)?);
     }
+    for id in absent(&config) {
+        definitions.push(skipped(id));
+    }
     for definition in definitions {
         node.supervisor().load(definition).await.map_err(Error::Services)?;
     }
+    let left_out: Vec<_> = absent(&config).collect();
+    info!("not in this image, and skipped: {}", left_out.join(" "));
     if origin == Origin::Nowhere {
         warn!(
             "this node has no API: its configuration holds neither machine.ca.key nor machine.token, \
@@ -240,6 +248,18 @@ pub(crate) async fn prepare(node: &Node) -> Result<(), Error> {
         keeper.run().await;
     });
     Ok(())
+}
+
+fn absent(config: &MachineConfig) -> impl Iterator<Item = &'static str> {
+    let controls = config.machine.kind.is_control_plane();
+    ABSENT.iter().filter(move |(_, only)| controls || !only).map(|(id, _)| *id)
+}
+
+/// A service that is known, and ends as `Skipped` when it is started.
+fn skipped(id: &str) -> Definition {
+    let never = Runner::task(|_| async { Err("its program is not in this image".to_owned()) });
+    let prepare = Some(Hook::new(|| async { Ok(Prepared::Skip) }));
+    Definition { prepare, ..Definition::new(id, never) }
 }
 
 fn runtime() -> Containerd {
@@ -262,6 +282,7 @@ pub(crate) async fn start_all(node: &Node, limit: Duration) -> Result<(), Error>
     if node.supervisor().status("trustd").await.is_ok() {
         ids.push("trustd");
     }
+    ids.extend(absent(&*node.config()?));
     for id in &ids {
         node.supervisor().start(id).await.map_err(Error::Services)?;
     }
