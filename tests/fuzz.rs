@@ -1,7 +1,8 @@
 //! Every format of outside bytes against random changes of nearly sound texts, on a stable compiler:
 //! `make fuzz FUZZER=stable`. libFuzzer, which looks where it goes, runs the same functions.
 //!
-//! Each target gets `SECONDS_EACH` seconds (1 unless set). Bytes that made one fail are printed as hex.
+//! Each target gets `SECONDS_EACH` seconds (1 unless set), those named in `LONGER` get `SECONDS_LONGER`
+//! (60 unless set); two run at a time. Bytes that made one fail are printed as hex.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
@@ -10,37 +11,61 @@
 mod targets;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use targets::TARGETS;
 
 #[test]
 fn no_parser_of_outside_bytes_panics() {
-    let seconds =
-        std::env::var("SECONDS_EACH").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
-    for (name, run, seeds) in TARGETS {
-        let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
-        let mut corpus: Vec<Vec<u8>> = seeds.iter().map(|seed| seed.to_vec()).collect();
-        let deadline = Instant::now() + Duration::from_secs(seconds);
-        let mut tries = 0_u64;
-        while Instant::now() < deadline {
-            let bytes = dice.change(&corpus);
-            let result = catch_unwind(AssertUnwindSafe(|| run(&bytes)));
-            let hex = || bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-            assert!(result.is_ok(), "{name} panics at {}", hex());
-            // A walk away from the seeds, of bounded length.
-            if dice.below(8) == 0 {
-                let kept = corpus.len();
-                if kept < 256 {
-                    corpus.push(bytes)
-                } else {
-                    corpus[seeds.len() + dice.below(kept - seeds.len())] = bytes
-                }
-            }
-            tries += 1;
+    let seconds = |name: &str, unless_set| {
+        std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(unless_set)
+    };
+    let (each, longer) = (seconds("SECONDS_EACH", 1), seconds("SECONDS_LONGER", 60));
+    let named = std::env::var("LONGER").unwrap_or_default();
+    let named: Vec<_> = named.split_whitespace().collect();
+    let known = |name: &str| TARGETS.iter().any(|(known, ..)| *known == name);
+    assert!(named.iter().all(|name| known(name)), "LONGER={named:?} names no target");
+    let next = AtomicUsize::new(0);
+    let work = || {
+        while let Some((name, run, seeds)) = TARGETS.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let seconds = if named.contains(name) { longer } else { each };
+            let tries = fuzz(name, *run, seeds, Duration::from_secs(seconds));
+            println!("{name}: {tries} inputs in {seconds} s");
         }
-        println!("{name}: {tries} inputs in {seconds} s");
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(work);
+        }
+    });
+}
+
+const THREADS: usize = 2;
+
+/// How many inputs were tried.
+fn fuzz(name: &str, run: fn(&[u8]), seeds: &[&[u8]], limit: Duration) -> u64 {
+    let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
+    let mut corpus: Vec<Vec<u8>> = seeds.iter().map(|seed| seed.to_vec()).collect();
+    let deadline = Instant::now() + limit;
+    let mut tries = 0;
+    while Instant::now() < deadline {
+        let bytes = dice.change(&corpus);
+        let result = catch_unwind(AssertUnwindSafe(|| run(&bytes)));
+        let hex = || bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        assert!(result.is_ok(), "{name} panics at {}", hex());
+        // A walk away from the seeds, of bounded length.
+        if dice.below(8) == 0 {
+            let kept = corpus.len();
+            if kept < 256 {
+                corpus.push(bytes)
+            } else {
+                corpus[seeds.len() + dice.below(kept - seeds.len())] = bytes
+            }
+        }
+        tries += 1;
     }
+    tries
 }
 
 /// xorshift64*: the same throws each run.
