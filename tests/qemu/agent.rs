@@ -1,6 +1,6 @@
 //! The hand of the tests inside a guest. It is booted as `rdinit=`: it starts itself a second time in
 //! the background, becomes the real /init, and from then on serves one-line requests on the first
-//! virtio serial port: `kill NAME`, `pids NAME`, `orphan`, `state PID`.
+//! virtio serial port: `kill NAME`, `pids NAME`, `orphan`, `state PID`, `fill FOLDER`, `clear FOLDER`.
 //!
 //! The node offers none of this, and its image has no such program.
 
@@ -136,7 +136,27 @@ fn answer(request: &str) -> io::Result<String> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok("gone".to_owned()),
             Err(error) => Err(error),
         },
+        ("fill", folder) => fill(&filler(folder)).map(|written| written.to_string()),
+        ("clear", folder) => fs::remove_file(filler(folder)).map(|()| "cleared".to_owned()),
         _ => Err(io::Error::other("no such request")),
+    }
+}
+
+/// A file in a folder of the node's root, which is not ours.
+fn filler(folder: &str) -> String {
+    format!("{PROC}/1/root{folder}/filled-by-the-agent")
+}
+
+/// Writes until there is no room; how many bytes that took.
+fn fill(path: &str) -> io::Result<u64> {
+    let mut file = File::create(path)?;
+    let (bytes, mut written) = (vec![1; 1 << 20], 0);
+    loop {
+        match file.write(&bytes) {
+            Ok(count) => written += count as u64,
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => return Ok(written),
+            Err(error) => return Err(error),
+        }
     }
 }
 

@@ -62,6 +62,22 @@ impl Agent {
         self.ask(&format!("state {pid}"))
     }
 
+    /// Leaves no room in the file system of the node's `folder`; how many bytes that took.
+    ///
+    /// # Errors
+    /// When the agent cannot.
+    pub fn fill(&mut self, folder: &str) -> Result<u64> {
+        Ok(self.ask(&format!("fill {folder}"))?.parse()?)
+    }
+
+    /// Gives back the room that [`Agent::fill`] took.
+    ///
+    /// # Errors
+    /// When the agent cannot.
+    pub fn clear(&mut self, folder: &str) -> Result<()> {
+        self.ask(&format!("clear {folder}")).map(drop)
+    }
+
     fn ask(&mut self, request: &str) -> Result<String> {
         self.0.get_mut().write_all(format!("{request}\n").as_bytes())?;
         let mut reply = String::new();

@@ -9,10 +9,12 @@ use std::collections::HashMap;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::process::{ExitCode, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -58,6 +60,8 @@ const CHECKS: &[Check] = &[
         Kind::Plain,
         brings_back_containerd,
     ),
+    ("lives_through_kills_of_everything_while_a_client_asks", Kind::Plain, lives_through_kills),
+    ("lives_with_a_full_var", Kind::Plain, lives_with_full_var),
     ("restarts_a_service_when_asked_and_stops_none", Kind::Plain, restarts_when_asked),
     ("reboots_and_comes_back_with_the_same_identity", Kind::Plain, reboots),
     ("shuts_down_and_powers_off", Kind::Plain, shuts_down),
@@ -289,6 +293,17 @@ fn answers_commands(node: &mut Node) -> Result<()> {
     run(&["dmesg"], "Linux version")?;
     run(&["interfaces"], "eth0")?;
     run(&["routes"], "10.0.2.2")?;
+    run(&["list", "/etc"], "os-release")?;
+    run(&["usage", "/etc"], "/etc")?;
+    run(&["read", "/proc/sys/kernel/ostype"], "Linux")?;
+    run(&["netstat", "--listening"], "50000")?;
+    run(&["logs", "machined"], "ready in")?;
+    run(&["timeline"], "apid")?;
+    run(&["metrics"], "orlop_service_healthy")?;
+    let folder = node.folder.path().join("copied");
+    std::fs::create_dir(&folder)?;
+    run(&["copy", "/etc", folder.to_str().context("a path in UTF-8")?], "")?;
+    ensure!(folder.join("os-release").exists(), "/etc was not copied");
     let nodes = node.operator.run(&["-n", "127.0.0.1,10.0.2.15", "version"])?;
     ensure!(nodes.contains("10.0.2.15"), "two nodes asked through one endpoint:\n{nodes}");
     Ok(())
@@ -352,6 +367,60 @@ fn brings_back_containerd(node: &mut Node) -> Result<()> {
     let after = agent.pids("apid")?;
     ensure!(after == apid, "apid was {apid:?} and is {after:?}");
     Ok(())
+}
+
+fn lives_through_kills(node: &mut Node) -> Result<()> {
+    let mut agent = node.machine.agent()?;
+    let (over, operator) = (AtomicBool::new(false), node.operator.clone());
+    let asking = || -> Result<(u32, Vec<String>)> {
+        let (mut answered, mut refusals) = (0, Vec::new());
+        while !over.load(Ordering::Relaxed) {
+            let output = operator.command(30, &["memory"]).output()?;
+            if output.status.success() {
+                answered += 1;
+            } else {
+                refusals.push(String::from_utf8_lossy(&output.stderr).into_owned());
+            }
+        }
+        Ok((answered, refusals))
+    };
+    let (answered, refusals) = thread::scope(|scope| {
+        let client = scope.spawn(asking);
+        let killed = (0..KILLS).try_for_each(|i| {
+            let id = KILLED[i % KILLED.len()];
+            let old = agent.kill(id)?;
+            until(RECOVERY, || {
+                let now = agent.pids(id)?;
+                ensure!(now.iter().any(|pid| !old.contains(pid)), "{id} is not back: {now:?}");
+                Ok(())
+            })
+        });
+        over.store(true, Ordering::Relaxed);
+        let asked = client.join().map_err(|_| anyhow!("the client panicked"))?;
+        killed.and(asked)
+    })?;
+    // A client sees that nobody answers for a while, and nothing else.
+    let strange = refusals.iter().find(|said| {
+        !["Unavailable", "connect to", "broke off"].iter().any(|word| said.contains(word))
+    });
+    ensure!(strange.is_none(), "a client was told: {strange:?}");
+    ensure!(answered > 0, "nobody was answered: {refusals:?}");
+    node.healthy(RECOVERY)?;
+    let processes = node.operator.rows(&["processes"])?;
+    let first = processes.iter().find(|row| row.number("pid") == 1).context("no PID 1")?;
+    let resident = first.number("resident_bytes");
+    ensure!(resident <= 16 << 20, "PID 1 has {resident} bytes resident");
+    Ok(())
+}
+
+fn lives_with_full_var(node: &mut Node) -> Result<()> {
+    let mut agent = node.machine.agent()?;
+    let taken = agent.fill("/var")?;
+    ensure!(taken > 1 << 20, "/var had room for {taken} bytes only");
+    node.operator.run(&["memory"])?;
+    agent.kill("routerd")?;
+    agent.clear("/var")?;
+    node.healthy(RECOVERY).map(|_| ())
 }
 
 fn restarts_when_asked(node: &mut Node) -> Result<()> {
@@ -558,7 +627,11 @@ fn addresses(node: &Node, name: &str) -> Result<Vec<String>> {
 }
 
 fn healthy(row: &Row) -> bool {
-    row.text("state") == "Running" && matches!(row.text("health"), "OK" | "?")
+    match row.text("state") {
+        "Running" => matches!(row.text("health"), "OK" | "?"),
+        // Its program is not in this image.
+        state => state == "Skipped",
+    }
 }
 
 /// Tries again until it passes; after `limit`, its last failure. Each try is a question to the guest,
@@ -573,6 +646,9 @@ fn until<T>(limit: Duration, mut check: impl FnMut() -> Result<T>) -> Result<T> 
     }
 }
 
+/// Who is killed, in turn, and how often in all.
+const KILLED: [&str; 5] = ["routerd", "networkd", "udevd", "apid", "containerd"];
+const KILLS: usize = 4 * KILLED.len();
 const SERVICES: [&str; 6] = ["machined", "containerd", "udevd", "networkd", "routerd", "apid"];
 const CONTAINERS: [&str; 3] = ["networkd", "routerd", "apid"];
 const STATIC_ADDRESS: [u8; 4] = [10, 0, 3, 77];
