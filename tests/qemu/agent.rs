@@ -160,15 +160,20 @@ fn fill(path: &str) -> io::Result<u64> {
     }
 }
 
-/// The processes whose first argument has the base name `name`.
+/// The processes whose first argument has the base name `name`; of `orlop NAME`, the second counts.
 fn pids(name: &str) -> io::Result<Vec<i32>> {
     let mut pids = Vec::new();
     for entry in fs::read_dir(PROC)? {
         let Ok(pid) = entry?.file_name().to_string_lossy().parse::<i32>() else { continue };
         // It may have ended since.
         let cmdline = fs::read(format!("{PROC}/{pid}/cmdline")).unwrap_or_default();
-        let first = cmdline.split(|byte| *byte == 0).next().unwrap_or_default();
-        if first.rsplit(|byte| *byte == b'/').next() == Some(name.as_bytes()) {
+        let mut words = cmdline.split(|byte| *byte == 0);
+        let mut base = || words.next()?.rsplit(|byte| *byte == b'/').next();
+        let called = match base() {
+            Some(b"orlop") => base(),
+            first => first,
+        };
+        if called == Some(name.as_bytes()) {
             pids.push(pid);
         }
     }
