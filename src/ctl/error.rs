@@ -276,6 +276,8 @@ enum Trouble {
     Certificate,
     /// The node does not accept our certificate.
     ClientCertificate,
+    /// The node, or its apid, went away.
+    Closed,
     NotTls,
     Other,
 }
@@ -297,6 +299,7 @@ impl Trouble {
             _ if text.contains("invalid peer certificate") => Self::Certificate,
             _ if text.contains("InvalidContentType") => Self::NotTls,
             _ if text.contains("received fatal alert") => Self::ClientCertificate,
+            _ if text.contains("peer closed connection") => Self::Closed,
             _ if text.contains("failed to lookup address") || text.contains("resolve") => {
                 Self::Name
             }
@@ -338,6 +341,10 @@ impl Trouble {
                 "the node does not accept the certificate of {identity}; choose another with --context \
                  or --talosconfig"
             ),
+            Self::Closed => {
+                "the node or its apid went away during the call; it may or may not have been carried out"
+                    .to_owned()
+            }
             Self::NotTls => {
                 "something other than the node's API answers there; is the port right?".to_owned()
             }
@@ -378,7 +385,12 @@ fn chain(error: &(dyn StdError + 'static)) -> String {
     let mut text = String::new();
     for cause in causes(error) {
         let said = cause.to_string();
-        if said == "transport error" || text.ends_with(&said) {
+        // rustls explains this one to programmers, with a link.
+        let said = match said.split_once(" without sending TLS close_notify") {
+            Some((closed, _)) => closed,
+            None => said.as_str(),
+        };
+        if said == "transport error" || text.ends_with(said) {
             continue;
         }
         // Writing to a string does not fail.
@@ -425,6 +437,12 @@ mod tests {
         struct Outer(#[source] io::Error);
         let error = Outer(io::Error::other("received fatal alert: UnknownCA"));
         assert_eq!(chain(&error), "connect to a: received fatal alert: UnknownCA");
+        let error = io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            "peer closed connection without sending TLS close_notify: https://example.org/",
+        );
+        assert_eq!(chain(&error), "peer closed connection");
+        assert_eq!(trouble(error), Trouble::Closed);
     }
 
     #[test]
