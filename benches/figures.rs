@@ -33,7 +33,7 @@ fn main() -> ExitCode {
 fn run() -> Result<()> {
     let accel = Accel::from_environment()?;
     // Before the machine is busy with guests.
-    let events = event_latency()?;
+    let host_figures = Host::measure()?;
     let peer = peer_image()?;
     let folder = tempfile::tempdir()?;
     let cluster = Cluster::in_folder(folder.path())?;
@@ -47,7 +47,7 @@ fn run() -> Result<()> {
             theirs.push(boot_debian(accel, image)?);
         }
     }
-    let figures = figures(&ours, &theirs, events)?;
+    let figures = figures(&ours, &theirs, &host_figures)?;
     print!("{}", table(&figures, accel));
     let path = out().join("bench.json");
     let host = json!({ "accel": accel.to_string(), "rounds": ROUNDS });
@@ -148,21 +148,40 @@ fn boot_debian(accel: Accel, image: &str) -> Result<f64> {
     Ok((containerd - userspace) / 1e6)
 }
 
-/// Milliseconds in which 99 % of a thousand readers have an event of machined's, by benches/events.rs: the
-/// slower of its two ways to connect them.
-fn event_latency() -> Result<f64> {
-    eprintln!("bench: events to a thousand readers");
+/// What a bench of machined's prints: the largest value of `KEY=` on lines that begin with `line`.
+fn measured(bench: &str, line: &str, key: &str) -> Result<f64> {
+    eprintln!("bench: {line}");
     let output = Command::new("cargo")
-        .args(["bench", "--quiet", "--package", "orlop-machined", "--bench", "events"])
+        .args(["bench", "--quiet", "--package", "orlop-machined", "--bench", bench])
         .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
         .stderr(Stdio::inherit())
         .output()
         .context("start cargo bench")?;
-    ensure!(output.status.success(), "benches/events.rs failed: {}", output.status);
+    ensure!(output.status.success(), "benches/{bench}.rs failed: {}", output.status);
     let text = String::from_utf8_lossy(&output.stdout);
-    let values = text.split_whitespace().filter_map(|word| word.strip_prefix("p99_ms="));
+    let lines = text.lines().filter(|printed| printed.starts_with(line));
+    let values = lines.flat_map(str::split_whitespace).filter_map(|word| word.strip_prefix(key));
     let values: Vec<f64> = values.map(str::parse).collect::<Result<_, _>>()?;
-    values.into_iter().max_by(f64::total_cmp).context("benches/events.rs printed no p99_ms")
+    let most = values.into_iter().max_by(f64::total_cmp);
+    most.with_context(|| format!("benches/{bench}.rs printed no {key} for {line:?}"))
+}
+
+/// What is measured without a guest, in milliseconds.
+struct Host {
+    /// Until 99 % of a thousand readers have an event, the slower of two ways to connect them.
+    events: f64,
+    configuration: f64,
+    processes: f64,
+}
+
+impl Host {
+    fn measure() -> Result<Self> {
+        Ok(Self {
+            events: measured("events", "events", "p99_ms=")?,
+            configuration: measured("host", "host configuration", "p50_ms=")?,
+            processes: measured("host", "host processes", "p50_ms=")?,
+        })
+    }
 }
 
 /// The peer's disk; `None`, and why on stderr, where it cannot be made.
@@ -211,7 +230,7 @@ impl Figure {
     }
 }
 
-fn figures(ours: &[Ours], theirs: &[f64], events: f64) -> Result<Vec<Figure>> {
+fn figures(ours: &[Ours], theirs: &[f64], host: &Host) -> Result<Vec<Figure>> {
     let of = |value: fn(&Ours) -> f64| median(ours.iter().map(value).collect());
     let size = |name: &str| -> Result<f64> {
         let path = out().join(name);
@@ -248,10 +267,24 @@ fn figures(ours: &[Ours], theirs: &[f64], events: f64) -> Result<Vec<Figure>> {
         },
         Figure {
             name: "an event to 1,000 readers on the host, p99",
-            value: events,
+            value: host.events,
             unit: "ms",
             reference: None,
             aim: Aim::Most(50.0),
+        },
+        Figure {
+            name: "a configuration of 2,000 lines, parsed and checked",
+            value: host.configuration,
+            unit: "ms",
+            reference: None,
+            aim: Aim::Most(20.0),
+        },
+        Figure {
+            name: "the processes of a host with 5,000",
+            value: host.processes,
+            unit: "ms",
+            reference: None,
+            aim: Aim::Most(60.0),
         },
         Figure {
             name: "out/orlop, stripped",

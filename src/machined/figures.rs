@@ -14,6 +14,14 @@ use tonic::{Request, Response, Status};
 use crate::api;
 use crate::events::Events;
 
+/// Lists the processes of this host as the API does; how many they are.
+///
+/// # Errors
+/// When `/proc` cannot be read.
+pub fn processes() -> io::Result<usize> {
+    Ok(api::host::processes()?.len())
+}
+
 /// The machine API of a node that has nothing but events.
 #[derive(Clone, Debug)]
 pub struct EventServer {

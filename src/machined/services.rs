@@ -182,7 +182,7 @@ pub(crate) async fn start_maintenance(node: &Node) -> Result<Door, Error> {
     }
     let (fingerprint, addresses) = identity::write_throw_away(SystemTime::now())?;
     start(node, apid(&containerd, &["--maintenance"], true)).await?;
-    node.supervisor().wait_up(&["routerd", "apid"], START_LIMIT).await.map_err(Error::Services)?;
+    node.supervisor().wait_up(&["routerd", "apid"], BOOT_LIMIT).await.map_err(Error::Services)?;
     Ok(Door { fingerprint, addresses })
 }
 

@@ -344,7 +344,7 @@ const SHARES: usize = 4;
 ///
 /// The kernel takes some 20 µs to tell of one, and a node can have thousands: so they are shared out to
 /// threads, and read in as few system calls as can be.
-pub(super) fn processes() -> io::Result<Vec<ProcessInfo>> {
+pub(crate) fn processes() -> io::Result<Vec<ProcessInfo>> {
     let number = |entry: fs::DirEntry| entry.file_name().to_str()?.parse().ok();
     let pids: Vec<i32> = fs::read_dir("/proc")?.flatten().filter_map(number).collect();
     Ok(read_shared(&pids, SHARE))
