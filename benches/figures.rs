@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use orlop_qemu::accel::Accel;
 use orlop_qemu::serve::Server;
-use orlop_qemu::{Boot, Cluster, Forward, Operator, READY, out};
+use orlop_qemu::{Boot, Cluster, Forward, Operator, READY, boot_again_after_int3, out};
 use serde_json::json;
 
 fn main() -> ExitCode {
@@ -41,10 +41,10 @@ fn run() -> Result<()> {
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for round in 1..=ROUNDS {
         eprintln!("bench: [{round}/{ROUNDS}] Orlop");
-        ours.push(boot_orlop(accel, &cluster, &server)?);
+        ours.push(boot_again_after_int3(|| boot_orlop(accel, &cluster, &server))?);
         if let Some(image) = &peer {
             eprintln!("bench: [{round}/{ROUNDS}] Debian 12");
-            theirs.push(boot_debian(accel, image)?);
+            theirs.push(boot_again_after_int3(|| boot_debian(accel, image))?);
         }
     }
     let figures = figures(&ours, &theirs, &host_figures)?;

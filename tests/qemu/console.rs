@@ -159,6 +159,7 @@ impl Console {
     fn look(&self, mark: Mark, pattern: &str, limit: Duration) -> Result<Option<Found>> {
         let wanted = Regex::new(pattern)?;
         let panicked = Regex::new("Kernel panic - not syncing")?;
+        let oops = Regex::new("Oops: |BUG: ")?;
         let deadline = Instant::now() + limit;
         let mut next = mark.0;
         let mut text = self.0.text.lock().unwrap_or_else(PoisonError::into_inner);
@@ -172,8 +173,11 @@ impl Console {
                     return Ok(Some(Found { line: line.clone(), groups }));
                 }
                 if panicked.is_match(&line.text) {
+                    // The cause stands above the registers, and may be out of the last lines.
+                    let cause = text.lines.iter().find(|line| oops.is_match(&line.text));
+                    let cause = cause.map_or_else(String::new, |line| format!(": {}", line.text));
                     drop(text);
-                    bail!("the guest's kernel panicked\n{}", self.tail());
+                    bail!("the guest's kernel panicked{cause}\n{}", self.tail());
                 }
                 next += 1;
             }
@@ -226,8 +230,11 @@ mod tests {
 
     #[test]
     fn a_panic_ends_the_wait() {
-        let console = console("Kernel panic - not syncing: Attempted to kill init!\nready\n");
+        let console = console(
+            "Oops: int3: 0000 [#1] SMP\nKernel panic - not syncing: Attempted to kill init!\nready\n",
+        );
         let error = console.wait("ready", Duration::from_secs(1)).unwrap_err();
-        assert!(error.to_string().starts_with("the guest's kernel panicked"));
+        assert!(error.to_string().starts_with("the guest's kernel panicked: Oops: int3: 0000"));
+        assert!(crate::is_translators_fault(&error));
     }
 }

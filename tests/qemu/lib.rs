@@ -38,6 +38,28 @@ pub fn said(role: &str, pattern: &str) -> String {
     format!(r"(?:{role}: |\[{role}\] ){pattern}")
 }
 
+/// Boots once more when the guest fell over a fault of QEMU's: while Linux exchanges an instruction of
+/// its own it puts a breakpoint (`int3`) there, and with one translator thread for each processor
+/// (`-accel tcg,thread=multi`) another processor may still run the breakpoint when the exchange is
+/// over. Seen about once in two hundred boots; real processors cannot.
+///
+/// # Errors
+/// Those of `boot`: all others at once, this one when it comes twice.
+pub fn boot_again_after_int3<T>(mut boot: impl FnMut() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    match boot() {
+        Err(error) if is_translators_fault(&error) => {
+            eprintln!("qemu: the guest's kernel met a breakpoint that was gone; booting once more");
+            boot()
+        }
+        result => result,
+    }
+}
+
+fn is_translators_fault(error: &anyhow::Error) -> bool {
+    format!("{error:#}").contains("kernel panicked: ")
+        && format!("{error:#}").contains("Oops: int3")
+}
+
 /// The folder of build results: `out/` of the repository, or `ORLOP_OUT`.
 #[must_use]
 pub fn out() -> PathBuf {

@@ -20,7 +20,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use orlop_qemu::accel::Accel;
 use orlop_qemu::serve::Server;
-use orlop_qemu::{Boot, Cluster, Forward, Machine, Mark, Operator, READY, Row, said, volume};
+use orlop_qemu::{
+    Boot, Cluster, Forward, Machine, Mark, Operator, READY, Row, boot_again_after_int3, said,
+    volume,
+};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use tempfile::TempDir;
@@ -109,7 +112,7 @@ impl World {
         }
         if self.current.as_ref().is_none_or(|(is, node)| *is != kind || node.off) {
             self.current = None;
-            match Node::boot(kind) {
+            match boot_again_after_int3(|| Node::boot(kind)) {
                 Ok(node) => self.current = Some((kind, node)),
                 Err(error) => {
                     self.failed.insert(kind, "see the first check of its kind".to_owned());
