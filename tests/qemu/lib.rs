@@ -38,21 +38,23 @@ pub fn said(role: &str, pattern: &str) -> String {
     format!(r"(?:{role}: |\[{role}\] ){pattern}")
 }
 
-/// Boots once more when the guest fell over a fault of QEMU's: while Linux exchanges an instruction of
-/// its own it puts a breakpoint (`int3`) there, and with one translator thread for each processor
-/// (`-accel tcg,thread=multi`) another processor may still run the breakpoint when the exchange is
-/// over. Seen about once in two hundred boots; real processors cannot.
+/// Boots again, up to twice, when the guest fell over a fault of QEMU's: while Linux exchanges an
+/// instruction of its own it puts a breakpoint (`int3`) there, and with a translator thread for each
+/// processor (`-accel tcg,thread=multi`) another processor may still run the breakpoint when the
+/// exchange is over. Real processors cannot.
 ///
 /// # Errors
-/// Those of `boot`: all others at once, this one when it comes twice.
+/// Those of `boot`: all others at once, this one when it comes a third time.
 pub fn boot_again_after_int3<T>(mut boot: impl FnMut() -> anyhow::Result<T>) -> anyhow::Result<T> {
-    match boot() {
-        Err(error) if is_translators_fault(&error) => {
-            eprintln!("qemu: the guest's kernel met a breakpoint that was gone; booting once more");
-            boot()
+    for _ in 0..2 {
+        match boot() {
+            Err(error) if is_translators_fault(&error) => {
+                eprintln!("qemu: the guest met a breakpoint that was gone; booting again");
+            }
+            result => return result,
         }
-        result => result,
     }
+    boot()
 }
 
 fn is_translators_fault(error: &anyhow::Error) -> bool {

@@ -85,11 +85,14 @@ impl Boot {
     /// # Errors
     /// When it was not built.
     pub fn kernel(accel: Accel) -> Result<Self> {
-        Ok(Self {
-            accel,
-            kernel: Some(existing(crate::out().join("vmlinuz"))?),
-            ..Self::nothing(accel)
-        })
+        // A translated machine is late at times; were its time stamp counter found unstable for that,
+        // the kernel would exchange code in its tick: see `boot_again_after_int3`.
+        let arguments = match accel {
+            Accel::Tcg => vec!["tsc=reliable".to_owned()],
+            Accel::Kvm => Vec::new(),
+        };
+        let kernel = Some(existing(crate::out().join("vmlinuz"))?);
+        Ok(Self { kernel, arguments, ..Self::nothing(accel) })
     }
 
     /// UEFI firmware and the disk that was built, `out/orlop.raw`, which brings kernel and arguments.
