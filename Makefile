@@ -3,7 +3,7 @@
 #   make run                      build everything, boot a node under QEMU, stay until Ctrl-C
 #   make run ONESHOT=1            the same, but switch the node off and exit 0 once it has answered
 #   make run PORT_BASE=20000      127.0.0.1:20000 apid, 20001 trustd, 20002 API server, 20003 curator
-#   make run ACCEL=tcg            the guest accelerator: auto (default), kvm, tcg
+#   make run ACCEL=tcg            the guest accelerator: auto (default), kvm, tcg, tcg-threads
 #   make run PROFILE=release      a binary that is built faster and is larger
 #
 # Long steps show their progress. What was built once is kept: target/ (cargo), ~/.cache/orlop (kernel, packages, peers).

@@ -15,12 +15,15 @@ use crate::machine::{Boot, Complaints};
 pub enum Accel {
     /// The processor itself.
     Kvm,
-    /// Translation, a thread per guest processor.
+    /// Translation, one thread for all guest processors.
     Tcg,
+    /// Translation, a thread for each guest processor: faster, and some boots fall over a fault of
+    /// QEMU's (see [`crate::boot_again_after_int3`]).
+    TcgThreads,
 }
 
 impl Accel {
-    /// By the variable `ACCEL`: `kvm`, `tcg`, or `auto` (also when unset), which takes KVM only when a
+    /// By the variable `ACCEL`: `kvm`, `tcg`, `tcg-threads`, or `auto` (also when unset), which takes KVM only when a
     /// probe guest runs under it: a device node alone proves nothing, since nested machines have one
     /// that opens and then runs no guest. What the probe found is kept until the host's next boot.
     ///
@@ -56,10 +59,17 @@ impl Accel {
         answer
     }
 
+    /// The same, as fast as it gets: for those who measure, and boot again when they must.
+    #[must_use]
+    pub fn fastest(self) -> Self {
+        if self == Self::Tcg { Self::TcgThreads } else { self }
+    }
+
     pub(crate) fn arguments(self) -> [&'static str; 4] {
         match self {
             Self::Kvm => ["-accel", "kvm", "-cpu", "host"],
-            Self::Tcg => ["-accel", "tcg,thread=multi", "-cpu", "max"],
+            Self::Tcg => ["-accel", "tcg,thread=single", "-cpu", "max"],
+            Self::TcgThreads => ["-accel", "tcg,thread=multi", "-cpu", "max"],
         }
     }
 }
@@ -71,7 +81,8 @@ impl FromStr for Accel {
         match word {
             "kvm" => Ok(Self::Kvm),
             "tcg" => Ok(Self::Tcg),
-            _ => bail!("ACCEL={word}: give auto, kvm or tcg"),
+            "tcg-threads" => Ok(Self::TcgThreads),
+            _ => bail!("ACCEL={word}: give auto, kvm, tcg or tcg-threads"),
         }
     }
 }
@@ -81,6 +92,7 @@ impl fmt::Display for Accel {
         f.write_str(match self {
             Self::Kvm => "kvm",
             Self::Tcg => "tcg",
+            Self::TcgThreads => "tcg-threads",
         })
     }
 }

@@ -88,7 +88,7 @@ impl Boot {
         // A translated machine is late at times; were its time stamp counter found unstable for that,
         // the kernel would exchange code in its tick: see `boot_again_after_int3`.
         let arguments = match accel {
-            Accel::Tcg => vec!["tsc=reliable".to_owned()],
+            Accel::Tcg | Accel::TcgThreads => vec!["tsc=reliable".to_owned()],
             Accel::Kvm => Vec::new(),
         };
         let kernel = Some(existing(crate::out().join("vmlinuz"))?);
