@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use orlop_config::machine::MachineConfig;
+use orlop_config::machine::{Machine, MachineConfig};
 use tokio::time::sleep;
 use tracing::{error, info};
 
@@ -86,8 +86,9 @@ pub(crate) async fn apply(
     if !keeps && matches!(mode, Mode::Reboot | Mode::Staged) {
         return Err(Problem::Forgetful);
     }
-    let outcome = changes.told(mode, keeps, dry_run);
+    let mut outcome = changes.told(mode, keeps, dry_run);
     if dry_run {
+        outcome.details = format!("{}\n{}", outcome.details, old.config().diff(&new.config()));
         return Ok(outcome);
     }
     match mode {
@@ -150,47 +151,79 @@ fn revert_later(node: &Node, old: Document, limit: Duration) -> Result<(), Error
 struct Changes {
     network: bool,
     sysctls: bool,
+    /// Keys whose new values hold at once: these two, and what the keeper of certificates follows.
+    live: Vec<&'static str>,
     /// Keys whose new values need a boot.
     later: Vec<&'static str>,
 }
 
 impl Changes {
     fn between(old: &MachineConfig, new: &MachineConfig) -> Self {
-        let (a, b) = (&old.machine, &new.machine);
+        let b = &new.machine;
+        // All of them: a key that is added must be put into one of the two lists.
+        let Machine {
+            kind,
+            token,
+            ca,
+            accepted_cas,
+            cert_sans,
+            kubelet,
+            network,
+            disks,
+            install,
+            files,
+            env,
+            time,
+            sysctls,
+            sysfs,
+            registries,
+            kernel,
+            udev,
+            logging,
+            logs,
+            node_labels,
+            features,
+            trustd,
+        } = &old.machine;
+        let (network, sysctls) = (*network != b.network, *sysctls != b.sysctls);
+        let live = [
+            ("machine.network", network),
+            ("machine.sysctls", sysctls),
+            ("machine.token", *token != b.token),
+            ("machine.ca", *ca != b.ca),
+            ("machine.acceptedCAs", *accepted_cas != b.accepted_cas),
+            ("machine.certSANs", *cert_sans != b.cert_sans),
+        ];
         let later = [
-            ("machine.type", a.kind != b.kind),
-            ("machine.token", a.token != b.token),
-            ("machine.ca", a.ca != b.ca),
-            ("machine.certSANs", a.cert_sans != b.cert_sans),
-            ("machine.kubelet", a.kubelet != b.kubelet),
-            ("machine.disks", a.disks != b.disks),
-            ("machine.install", a.install != b.install),
-            ("machine.files", a.files != b.files),
-            ("machine.env", a.env != b.env),
-            ("machine.time", a.time != b.time),
-            ("machine.registries", a.registries != b.registries),
+            ("debug", old.debug != new.debug),
+            ("persist", old.persist != new.persist),
+            ("machine.type", *kind != b.kind),
+            ("machine.kubelet", *kubelet != b.kubelet),
+            ("machine.disks", *disks != b.disks),
+            ("machine.install", *install != b.install),
+            ("machine.files", *files != b.files),
+            ("machine.env", *env != b.env),
+            ("machine.time", *time != b.time),
+            ("machine.sysfs", *sysfs != b.sysfs),
+            ("machine.registries", *registries != b.registries),
+            ("machine.kernel", *kernel != b.kernel),
+            ("machine.udev", *udev != b.udev),
+            ("machine.logging", *logging != b.logging),
+            ("machine.logs", *logs != b.logs),
+            ("machine.nodeLabels", *node_labels != b.node_labels),
+            ("machine.features", *features != b.features),
+            ("machine.trustd", *trustd != b.trustd),
             ("cluster", old.cluster != new.cluster),
         ];
-        let changes = Self {
-            network: a.network != b.network,
-            sysctls: a.sysctls != b.sysctls,
-            later: later.iter().filter(|(_, differs)| *differs).map(|(key, _)| *key).collect(),
+        let keys = |all: &[(&'static str, bool)]| {
+            all.iter().filter(|(_, differs)| *differs).map(|(key, _)| *key).collect()
         };
-        // A key that is not listed above must not be passed over in silence.
-        if changes == Self::default() && a != b {
-            return Self { later: vec!["machine"], ..changes };
-        }
-        changes
+        Self { network, sysctls, live: keys(&live), later: keys(&later) }
     }
 
     /// In words.
     fn told(&self, mode: Mode, keeps: bool, dry_run: bool) -> Outcome {
-        let live: Vec<_> = [("machine.network", self.network), ("machine.sysctls", self.sysctls)]
-            .iter()
-            .filter(|(_, differs)| *differs)
-            .map(|(key, _)| *key)
-            .collect();
-        let all = [live.as_slice(), &self.later].concat();
+        let all = [self.live.as_slice(), &self.later].concat();
         let mut warnings = Vec::new();
         if matches!(mode, Mode::Live | Mode::Try(_)) && !self.later.is_empty() {
             warnings.push(format!("not before the next boot: {}", self.later.join(", ")));
@@ -228,7 +261,9 @@ mod tests {
         new.machine.sysctls.insert("a.b".to_owned(), "1".to_owned());
         new.machine.env.insert("A".to_owned(), "1".to_owned());
         let changes = Changes::between(&old, &new);
-        assert_eq!(changes, Changes { network: false, sysctls: true, later: vec!["machine.env"] });
+        assert!(changes.sysctls && !changes.network);
+        assert_eq!(changes.live, ["machine.sysctls"]);
+        assert_eq!(changes.later, ["machine.env"]);
         let told = changes.told(Mode::Live, false, false);
         assert_eq!(told.details, "changed: machine.sysctls, machine.env");
         assert_eq!(told.warnings.len(), 2, "{told:?}");

@@ -5,8 +5,9 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::Path;
 
+use orlop_config::machine::sysctl_path;
 use tracing::{info, warn};
 
 /// Sysctls that harden the kernel; one the kernel does not have needs no hardening.
@@ -80,7 +81,8 @@ fn report<'a>(
 }
 
 fn set(name: &str, wanted: &str) -> Outcome {
-    let path = path(name);
+    let Some(path) = sysctl_path(name) else { return Outcome::Absent };
+    let path = Path::new("/proc/sys").join(path);
     let read = || fs::read_to_string(&path).map(|text| text.trim().to_owned());
     match read() {
         Ok(found) if found == wanted => return Outcome::Holds,
@@ -94,34 +96,9 @@ fn set(name: &str, wanted: &str) -> Outcome {
     }
 }
 
-/// A sysctl's file. The separator that comes first is the one: `net.ipv4.conf.eth0/1.forwarding` and
-/// `net/ipv4/conf/eth0.1/forwarding` name the same (`sysctl.d(5)`).
-fn path(name: &str) -> PathBuf {
-    let dotted = name.find(['.', '/']).is_some_and(|at| name[at..].starts_with('.'));
-    let swap = |c| match c {
-        '.' => '/',
-        '/' => '.',
-        other => other,
-    };
-    let name = if dotted { name.chars().map(swap).collect() } else { name.to_owned() };
-    PathBuf::from("/proc/sys").join(name)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_first_separator_decides() {
-        let conf = "/proc/sys/net/ipv4/conf/eth0.1/forwarding";
-        for (name, expected) in [
-            ("net.ipv4.ip_forward", "/proc/sys/net/ipv4/ip_forward"),
-            ("net.ipv4.conf.eth0/1.forwarding", conf),
-            ("net/ipv4/conf/eth0.1/forwarding", conf),
-        ] {
-            assert_eq!(path(name), PathBuf::from(expected));
-        }
-    }
 
     #[test]
     fn what_the_kernel_does_not_have_is_absent() {
