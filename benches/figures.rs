@@ -148,9 +148,9 @@ fn boot_debian(accel: Accel, image: &str) -> Result<f64> {
     Ok((containerd - userspace) / 1e6)
 }
 
-/// What a bench of machined's prints: the largest value of `KEY=` on lines that begin with `line`.
-fn measured(bench: &str, line: &str, key: &str) -> Result<f64> {
-    eprintln!("bench: {line}");
+/// What a bench of machined's prints.
+fn printed(bench: &str) -> Result<String> {
+    eprintln!("bench: {bench}");
     let output = Command::new("cargo")
         .args(["bench", "--quiet", "--package", "orlop-machined", "--bench", bench])
         .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
@@ -158,12 +158,16 @@ fn measured(bench: &str, line: &str, key: &str) -> Result<f64> {
         .output()
         .context("start cargo bench")?;
     ensure!(output.status.success(), "benches/{bench}.rs failed: {}", output.status);
-    let text = String::from_utf8_lossy(&output.stdout);
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// The largest value of `KEY=` on the lines of `text` that begin with `line`.
+fn largest(text: &str, line: &str, key: &str) -> Result<f64> {
     let lines = text.lines().filter(|printed| printed.starts_with(line));
     let values = lines.flat_map(str::split_whitespace).filter_map(|word| word.strip_prefix(key));
     let values: Vec<f64> = values.map(str::parse).collect::<Result<_, _>>()?;
     let most = values.into_iter().max_by(f64::total_cmp);
-    most.with_context(|| format!("benches/{bench}.rs printed no {key} for {line:?}"))
+    most.with_context(|| format!("no {key} on a line {line:?} in:\n{text}"))
 }
 
 /// What is measured without a guest, in milliseconds.
@@ -176,10 +180,11 @@ struct Host {
 
 impl Host {
     fn measure() -> Result<Self> {
+        let (events, host) = (printed("events")?, printed("host")?);
         Ok(Self {
-            events: measured("events", "events", "p99_ms=")?,
-            configuration: measured("host", "host configuration", "p50_ms=")?,
-            processes: measured("host", "host processes", "p50_ms=")?,
+            events: largest(&events, "events", "p99_ms=")?,
+            configuration: largest(&host, "host configuration", "p50_ms=")?,
+            processes: largest(&host, "host processes", "p50_ms=")?,
         })
     }
 }

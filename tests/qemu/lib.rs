@@ -58,8 +58,8 @@ pub fn boot_again_after_int3<T>(mut boot: impl FnMut() -> anyhow::Result<T>) -> 
 }
 
 fn is_translators_fault(error: &anyhow::Error) -> bool {
-    format!("{error:#}").contains("kernel panicked: ")
-        && format!("{error:#}").contains("Oops: int3")
+    let told = format!("{error:#}");
+    told.contains("kernel panicked: ") && told.contains("Oops: int3")
 }
 
 /// The folder of build results: `out/` of the repository, or `ORLOP_OUT`.
