@@ -11,9 +11,8 @@ use orlop_proto::machine::{
 };
 
 use crate::client::{Answer, Client, machine};
-use crate::endpoint::Endpoint;
 use crate::error::Error;
-use crate::options::Global;
+use crate::stranger::Stranger;
 
 /// When the configuration becomes the node's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -35,12 +34,8 @@ pub(crate) struct ApplyOptions {
     /// The machine configuration
     #[arg(short, long, value_name = "FILE")]
     file: PathBuf,
-    /// The node is in maintenance: no certificate is shown; -n or -e says where it is
-    #[arg(short, long)]
-    pub(crate) insecure: bool,
-    /// The fingerprint that the node's console shows; without it, any node will do
-    #[arg(long, value_name = "FINGERPRINT", requires = "insecure")]
-    cert_fingerprint: Option<String>,
+    #[command(flatten)]
+    pub(crate) stranger: Stranger,
     /// When it becomes the node's
     #[arg(short, long, value_enum, default_value = "auto")]
     mode: Mode,
@@ -64,22 +59,6 @@ pub(crate) async fn apply(client: &Client, options: &ApplyOptions) -> Result<(),
         say!("{node}: {}", message.mode_details);
     }
     Ok(())
-}
-
-/// Clients for nodes in maintenance, one for each: nothing is handed on by them.
-pub(crate) fn strangers(global: &Global, options: &ApplyOptions) -> Result<Vec<Client>, Error> {
-    let named = global.nodes.iter().map(|node| node.parse::<Endpoint>());
-    let nodes: Vec<_> = match global.endpoints.as_slice() {
-        [] => named.collect::<Result<_, _>>()?,
-        endpoints => endpoints.to_vec(),
-    };
-    if nodes.is_empty() {
-        return Err(Error::NoStranger);
-    }
-    let fingerprint = options.cert_fingerprint.clone();
-    let tls = orlop_pki::stranger::client_config(fingerprint).map_err(Error::Tls)?;
-    let client = |node| Client::new(vec![node], Vec::new(), "nobody".to_owned(), tls.clone());
-    nodes.into_iter().map(client).collect()
 }
 
 fn request(options: &ApplyOptions) -> Result<ApplyConfigurationRequest, Error> {

@@ -15,7 +15,8 @@ use orlop_proto::machine::machine_service_client::MachineServiceClient;
 use orlop_proto::network::network_service_client::NetworkServiceClient;
 use orlop_proto::orlop::v1alpha1 as orlop;
 use orlop_proto::orlop::v1alpha1::node_service_client::NodeServiceClient;
-use orlop_proto::{common, machine, network};
+use orlop_proto::storage::storage_service_client::StorageServiceClient;
+use orlop_proto::{common, machine, network, storage};
 use tokio_rustls::rustls::ClientConfig;
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 use tonic::service::Interceptor;
@@ -43,6 +44,11 @@ pub(crate) fn machine(node: Node) -> MachineServiceClient<Node> {
 /// The network API of a node.
 pub(crate) fn network(node: Node) -> NetworkServiceClient<Node> {
     NetworkServiceClient::new(node).max_decoding_message_size(orlop_rpc::MAX_MESSAGE)
+}
+
+/// The disks of a node.
+pub(crate) fn storage(node: Node) -> StorageServiceClient<Node> {
+    StorageServiceClient::new(node).max_decoding_message_size(orlop_rpc::MAX_MESSAGE)
 }
 
 /// What a node tells beyond the machine API.
@@ -353,6 +359,7 @@ replies! {
     network::RoutesResponse => network::Routes,
     orlop::MetricsResponse => orlop::Metrics,
     orlop::TimelineResponse => orlop::Timeline,
+    storage::DisksResponse => storage::Disks,
 }
 
 #[cfg(test)]

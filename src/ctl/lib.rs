@@ -21,6 +21,7 @@ mod client;
 mod containers;
 mod context;
 mod copy;
+mod disks;
 mod endpoint;
 mod error;
 mod events;
@@ -41,6 +42,7 @@ mod processes;
 mod refusal;
 mod restart;
 mod services;
+mod stranger;
 mod table;
 mod timeline;
 mod units;
@@ -93,11 +95,9 @@ fn run(options: &Options) -> Result<(), Error> {
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(Error::Runtime)?;
-    if let Command::ApplyConfig(options) = command
-        && options.insecure
-    {
-        let nodes = apply::strangers(global, options)?;
-        return nodes.iter().try_for_each(|node| runtime.block_on(apply::apply(node, options)));
+    if let Some(stranger) = command.stranger() {
+        let nodes = stranger.clients(global)?;
+        return nodes.iter().try_for_each(|node| runtime.block_on(ask(node, command)));
     }
     let client = context::open(global)?;
     runtime.block_on(ask(&client, command))
@@ -109,6 +109,7 @@ async fn ask(client: &client::Client, command: &Command) -> Result<(), Error> {
         Command::Bootstrap => apply::bootstrap(client).await,
         Command::Containers(options) => containers::list(client, options).await,
         Command::Copy(options) => copy::run(client, options).await,
+        Command::Disks(options) => disks::run(client, options).await,
         Command::Dmesg(options) => logs::dmesg(client, options).await,
         Command::Events(options) => events::run(client, options).await,
         Command::Image(command) => images::run(client, command).await,

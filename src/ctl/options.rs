@@ -6,9 +6,11 @@ use clap::{Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::endpoint::Endpoint;
+use crate::stranger::Stranger;
 use crate::{
-    apply, capture, containers, context, copy, events, files, generate, images, logs, memory,
-    metrics, mounts, netstat, network, processes, restart, services, timeline, validate, version,
+    apply, capture, containers, context, copy, disks, events, files, generate, images, logs,
+    memory, metrics, mounts, netstat, network, processes, restart, services, timeline, validate,
+    version,
 };
 
 /// Drives nodes through their API.
@@ -55,6 +57,8 @@ pub(crate) enum Command {
     /// Copy files and folders of a node
     #[command(visible_alias = "cp")]
     Copy(copy::Options),
+    /// List disks
+    Disks(disks::Options),
     /// Read the kernel's log
     Dmesg(logs::DmesgOptions),
     /// Follow what nodes do
@@ -121,6 +125,19 @@ pub(crate) enum Command {
         #[arg(value_enum)]
         shell: Shell,
     },
+}
+
+impl Command {
+    /// How a node in maintenance is meant, if one is.
+    pub(crate) fn stranger(&self) -> Option<&Stranger> {
+        let stranger = match self {
+            Self::ApplyConfig(options) => &options.stranger,
+            Self::Disks(options) => &options.stranger,
+            Self::Version(options) => &options.stranger,
+            _ => return None,
+        };
+        stranger.insecure.then_some(stranger)
+    }
 }
 
 #[cfg(test)]

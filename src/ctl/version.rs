@@ -7,6 +7,7 @@ use orlop_rt::version;
 
 use crate::client::{Answer, Client, machine};
 use crate::error::Error;
+use crate::stranger::Stranger;
 use crate::table::{escape, print};
 
 #[derive(Debug, clap::Args)]
@@ -17,6 +18,8 @@ pub(crate) struct Options {
     /// Print only the tag of the client; what nodes run is printed in full
     #[arg(long)]
     short: bool,
+    #[command(flatten)]
+    pub(crate) stranger: Stranger,
 }
 
 /// Prints the client's own version, without asking anybody.

@@ -17,6 +17,7 @@ mod apply;
 mod cgroups;
 mod clock;
 mod config;
+mod disks;
 mod document;
 mod error;
 mod etc;

@@ -50,6 +50,13 @@ pub(crate) fn find(wanted: &str) -> Result<Option<(PathBuf, &'static str)>, Erro
     Ok(found.map(|(device, volume)| (device, volume.fstype)))
 }
 
+/// The kernel's names of the devices that what the node keeps is on.
+pub(crate) fn kept_on() -> io::Result<Vec<String>> {
+    let name = |device: PathBuf| Some(device.file_name()?.to_str()?.to_owned());
+    let found = [STATE, EPHEMERAL].map(label::find).into_iter().collect::<io::Result<Vec<_>>>()?;
+    Ok(found.into_iter().flatten().filter_map(|(device, _)| name(device)).collect())
+}
+
 /// Makes a device one that nobody knows the kind of. A failure is told: the machine ends anyway.
 pub(crate) fn wipe(device: &Path) {
     match wipe_ends(device) {

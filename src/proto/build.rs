@@ -1,7 +1,7 @@
 //! Generates the Rust types and services of `proto/` into `OUT_DIR`.
 
-const FILES: [&str; 7] =
-    ["common", "google/rpc/status", "health", "machine", "network", "orlop", "security"];
+const FILES: [&str; 8] =
+    ["common", "google/rpc/status", "health", "machine", "network", "orlop", "security", "storage"];
 const ROOT: &str = "../../proto";
 
 fn main() -> std::io::Result<()> {

@@ -43,6 +43,11 @@ pub mod security {
     tonic::include_proto!("securityapi");
 }
 
+/// The disks of a node (`proto/storage.proto`).
+pub mod storage {
+    tonic::include_proto!("storage");
+}
+
 /// Public well-known types outside `google.protobuf`.
 pub mod google {
     /// `google.rpc.Status`.

@@ -8,10 +8,11 @@ pub(crate) enum Daemon {
     Timed,
 }
 
-const TABLE: [(&str, Daemon); 6] = [
+const TABLE: [(&str, Daemon); 7] = [
     ("machine.MachineService", Daemon::Machined),
     ("cluster.ClusterService", Daemon::Machined),
     ("orlop.v1alpha1.NodeService", Daemon::Machined),
+    ("storage.StorageService", Daemon::Machined),
     // Old habits: machined has no such service and answers `Unimplemented`.
     ("os.OSService", Daemon::Machined),
     ("network.NetworkService", Daemon::Networkd),
@@ -30,6 +31,7 @@ mod tests {
     #[test]
     fn names_match_whole_and_exactly() {
         assert_eq!(daemon("machine.MachineService"), Some(Daemon::Machined));
+        assert_eq!(daemon("storage.StorageService"), Some(Daemon::Machined));
         assert_eq!(daemon("network.NetworkService"), Some(Daemon::Networkd));
         for stranger in ["", "machine", "machine.MachineService2", "Machine.MachineService", "/"] {
             assert_eq!(daemon(stranger), None, "{stranger}");

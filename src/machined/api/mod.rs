@@ -16,6 +16,7 @@ mod kubeconfig;
 mod lifecycle;
 mod netstat;
 mod node;
+mod storage;
 mod threads;
 mod walk;
 
@@ -30,6 +31,7 @@ use orlop_proto::common::{ContainerDriver, ContainerdNamespace, Data, Metadata};
 use orlop_proto::machine::machine_service_server::{MachineService, MachineServiceServer};
 use orlop_proto::machine::{self as proto, LogsRequest};
 use orlop_proto::orlop::v1alpha1::node_service_server::NodeServiceServer;
+use orlop_proto::storage::storage_service_server::StorageServiceServer;
 use orlop_rt::{CancellationToken, version};
 use orlop_supervise::machine::Entry;
 use orlop_supervise::{Permissions, Service, State};
@@ -78,7 +80,10 @@ pub(crate) async fn serve(node: Node, shutdown: CancellationToken) -> io::Result
     let told = NodeServiceServer::new(node::Told { node })
         .accept_compressed(CompressionEncoding::Gzip)
         .max_decoding_message_size(REQUEST_LIMIT);
-    let routes = Routes::new(machine).add_service(told);
+    let storage = StorageServiceServer::new(storage::Storage)
+        .accept_compressed(CompressionEncoding::Gzip)
+        .max_decoding_message_size(REQUEST_LIMIT);
+    let routes = Routes::new(machine).add_service(told).add_service(storage);
     orlop_rpc::serve(routes, incoming, shutdown, GRACE).await.map_err(io::Error::other)
 }
 
