@@ -16,7 +16,7 @@ use crate::fanout::{self, Leg, Question};
 use crate::identity::Identity;
 use crate::machine::{self, Here, Refusal, Route, Wish};
 use crate::nodes::Nodes;
-use crate::roles::Roles;
+use crate::roles::{Nameless, Roles};
 
 /// Ask all of these nodes, and merge.
 const NODES: HeaderName = HeaderName::from_static("nodes");
@@ -31,7 +31,7 @@ const TALOS_ROLE: HeaderName = HeaderName::from_static("talos-role");
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Callers {
     /// Those with a certificate, by its roles.
-    Known,
+    Known(Nameless),
     /// Maintenance: everybody reads what holds no secret, and may configure the node. Nothing is
     /// handed on.
     Anybody,
@@ -84,8 +84,8 @@ impl Door {
         let path = request.uri().path().to_owned();
         let method = Method::parse(&path)?;
         let (roles, allowed) = match self.callers {
-            Callers::Known => {
-                let roles = roles(&request)?;
+            Callers::Known(nameless) => {
+                let roles = roles(&request, nameless)?;
                 let allowed = roles.allow(method);
                 (roles, allowed)
             }
@@ -100,7 +100,7 @@ impl Door {
         }
         let current = self.current();
         let route = match self.callers {
-            Callers::Known => current.route(method, request.headers())?,
+            Callers::Known(_) => current.route(method, request.headers())?,
             Callers::Anybody => Route::Local,
         };
         state(request.headers_mut(), &roles);
@@ -146,7 +146,7 @@ impl Current {
 }
 
 /// The caller's roles: its certificate's, or what it states if that lets it speak for others.
-fn roles(request: &Request<Body>) -> Result<Roles, Status> {
+fn roles(request: &Request<Body>, nameless: Nameless) -> Result<Roles, Status> {
     let peer = request.extensions().get::<Peer>();
     let Some(certificate) = peer.and_then(|peer| peer.certificates.first()) else {
         return Err(Status::unauthenticated("no client certificate"));
@@ -155,7 +155,7 @@ fn roles(request: &Request<Body>) -> Result<Roles, Status> {
         .map_err(|_| Status::unauthenticated("the client certificate cannot be read"))?;
     let headers = request.headers();
     let stated = headers.contains_key(TALOS_ROLE).then(|| values(headers, &TALOS_ROLE));
-    Ok(Roles::establish(own, stated))
+    Ok(Roles::establish(own, stated, nameless))
 }
 
 /// Tells the next hop the caller's roles, and nothing else it may have been told.

@@ -37,6 +37,7 @@ use tracing::info;
 
 use crate::api::{Callers, Door};
 use crate::identity::{Files, Identity};
+use crate::roles::Nameless;
 
 /// Where every apid listens.
 pub const PORT: u16 = 50_000;
@@ -64,6 +65,9 @@ pub struct Options {
     /// Serve a node that has no configuration yet: anybody may read, and configure it
     #[arg(long)]
     pub maintenance: bool,
+    /// Take certificates that name no role for the administrator's, as tools of generation v0.8 make them
+    #[arg(long)]
+    pub nameless_is_admin: bool,
     /// Log what leads to each decision
     #[arg(long)]
     pub debug: bool,
@@ -143,7 +147,11 @@ impl Apid {
     pub async fn serve(self, shutdown: CancellationToken) -> Result<(), Error> {
         let Self { options, listener, address, mut files, identity } = self;
         let (config, configs) = watch::channel(Arc::clone(&identity.server));
-        let callers = if options.maintenance { Callers::Anybody } else { Callers::Known };
+        let callers = match options.nameless_is_admin {
+            _ if options.maintenance => Callers::Anybody,
+            true => Callers::Known(Nameless::Administrator),
+            false => Callers::Known(Nameless::Nobody),
+        };
         let routerd = unix::channel(&options.routerd);
         let door = Arc::new(Door::new(routerd, options.target_port, identity, callers));
         let answering = Arc::clone(&door);

@@ -1,7 +1,8 @@
 //! Who may call what.
 //!
 //! Pure. Roles are the organizations of the caller's certificate (`node-api.md` §3.3, §3.4); which
-//! method asks for which is one table (§3.5).
+//! method asks for which is one table (§3.5). A method without a row is refused to all but the
+//! administrator, who so learns from the backend whether it exists.
 
 use std::collections::BTreeSet;
 
@@ -22,6 +23,16 @@ const META_WRITER: &str = "os:meta:writer";
 /// Speaking for others: held by apid itself.
 const IMPERSONATOR: &str = "os:impersonator";
 
+/// What a certificate without any role is worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Nameless {
+    /// Nothing.
+    Nobody,
+    /// Everything: tools of generation v0.8 put no roles into the certificates they make (§3.5, the
+    /// compatibility switch).
+    Administrator,
+}
+
 /// The roles of a caller; those nobody knows are kept, and match nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Roles(BTreeSet<String>);
@@ -32,10 +43,14 @@ impl Roles {
     pub(crate) fn establish(
         certificate: impl IntoIterator<Item = String>,
         stated: Option<impl IntoIterator<Item = String>>,
+        nameless: Nameless,
     ) -> Self {
         let own = Self::collect(certificate);
         match stated {
             Some(stated) if own.0.contains(IMPERSONATOR) => Self::collect(stated),
+            _ if own.0.is_empty() && nameless == Nameless::Administrator => {
+                Self::collect([ADMIN.to_owned()])
+            }
             _ => own,
         }
     }
@@ -54,11 +69,18 @@ impl Roles {
         granting(method).iter().any(|role| self.0.contains(*role))
     }
 
-    /// The same, on a node without a configuration: who may read it may also give it one.
+    /// The same, on a node without a configuration: who may read it may also give it one,
+    /// and clear disks for it (§11.2).
     pub(crate) fn allow_in_maintenance(&self, method: Method<'_>) -> bool {
-        let configures = method.service == "machine.MachineService"
-            && matches!(method.name, "ApplyConfiguration" | "GenerateConfiguration");
-        self.allow(method) || (configures && self.0.contains(READER))
+        let prepares = match method.service {
+            "machine.MachineService" => {
+                matches!(method.name, "ApplyConfiguration" | "GenerateConfiguration")
+            }
+            "storage.StorageService" => method.name == "BlockDeviceWipe",
+            "machine.LVMService" | "machine.MDService" => true,
+            _ => false,
+        };
+        self.allow(method) || (prepares && self.0.contains(READER))
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &str> {
@@ -121,6 +143,9 @@ const TABLE: &[Row] = &[
             "ServiceStart",
             "ServiceStop",
             "Shutdown",
+            // v0.3's names of ServiceStart and ServiceStop.
+            "Start",
+            "Stop",
         ],
         OPERATE,
     ),
@@ -133,10 +158,16 @@ const TABLE: &[Row] = &[
     ("orlop.v1alpha1.NodeService", &["Metrics", "Timeline"], READ),
     // Generation v0.8; today's clients read the same from resources, with these roles.
     ("network.NetworkService", &["Routes", "Interfaces"], READ),
+    ("os.OSService", &["Containers", "Dmesg", "Memory", "Processes", "Stats"], READ),
+    ("os.OSService", &["Restart"], OPERATE),
     ("cosi.resource.State", &["Get", "List", "Watch"], READ),
     ("machine.ImageService", &["List"], READ),
     ("machine.ImageService", &["Pull"], OPERATE),
     ("machine.ImageService", &["Verify"], &[ADMIN, OPERATOR, READER, IMAGE_VERIFIER]),
+    // routerd's own: what there is, and whether it answers.
+    ("grpc.reflection.v1.ServerReflection", &["*"], READ),
+    ("grpc.reflection.v1alpha.ServerReflection", &["*"], READ),
+    ("grpc.health.v1.Health", &["*"], READ),
 ];
 
 /// The roles of which one is needed; a method without a row is the administrator's.
@@ -152,76 +183,138 @@ fn granting(method: Method<'_>) -> &'static [&'static str] {
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use prost::Message as _;
+    use prost_types::FileDescriptorSet;
+
     use super::*;
 
-    fn roles(text: &str) -> Roles {
-        Roles::establish(text.split_whitespace().map(str::to_owned), None::<[String; 0]>)
-    }
+    /// A role and its letter in the golden table. The last three grant nothing.
+    const ROLES: [(&str, char); 9] = [
+        (ADMIN, 'A'),
+        (OPERATOR, 'O'),
+        (READER, 'R'),
+        (ETCD_BACKUP, 'E'),
+        (META_WRITER, 'M'),
+        (IMAGE_VERIFIER, 'V'),
+        (IMPERSONATOR, '-'),
+        ("os:unheard-of", '-'),
+        ("", '-'),
+    ];
 
-    #[test]
-    fn methods_are_granted_by_the_table() {
-        for (path, granted) in [
-            ("/machine.MachineService/Memory", "os:admin os:operator os:reader"),
-            ("/machine.MachineService/Reboot", "os:admin os:operator"),
-            ("/machine.MachineService/EtcdStatus", "os:admin os:operator os:reader os:etcd:backup"),
-            ("/machine.MachineService/EtcdSnapshot", "os:admin os:operator os:etcd:backup"),
-            ("/machine.MachineService/MetaWrite", "os:admin os:meta:writer"),
-            ("/machine.MachineService/Read", "os:admin"),
-            ("/machine.MachineService/Kubeconfig", "os:admin"),
-            ("/machine.MachineService/NoSuchMethod", "os:admin"),
-            ("/machine.ImageService/Verify", "os:admin os:operator os:reader os:image:verifier"),
-            ("/time.TimeService/Anything", "os:admin os:operator os:reader"),
-            ("/orlop.v1alpha1.NodeService/Metrics", "os:admin os:operator os:reader"),
-            ("/network.NetworkService/Routes", "os:admin os:operator os:reader"),
-            ("/cosi.resource.State/Destroy", "os:admin"),
-            ("/no.Service/X", "os:admin"),
-        ] {
-            let method = Method::parse(path).unwrap();
-            for role in [
-                ADMIN,
-                OPERATOR,
-                READER,
-                ETCD_BACKUP,
-                IMAGE_VERIFIER,
-                META_WRITER,
-                IMPERSONATOR,
-                "",
-            ] {
-                let expected = granted.split(' ').any(|granted| granted == role);
-                assert_eq!(roles(role).allow(method), expected, "{path} {role:?}");
+    /// Paths and letters of the specification's table.
+    fn golden() -> BTreeMap<String, String> {
+        let (mut service, mut table) = ("", BTreeMap::new());
+        for line in include_str!("testdata/roles.txt").lines() {
+            match line.split_once(' ') {
+                _ if line.is_empty() || line.starts_with('#') => {}
+                None => service = line,
+                Some((name, letters)) => {
+                    let old = table.insert(format!("/{service}/{name}"), letters.to_owned());
+                    assert_eq!(old, None, "{line} is there twice");
+                }
             }
         }
+        table
+    }
+
+    fn roles(text: &str) -> Roles {
+        let own = text.split_whitespace().map(str::to_owned);
+        Roles::establish(own, None::<[String; 0]>, Nameless::Nobody)
+    }
+
+    /// Asserts what each role may with a method, and everybody in maintenance.
+    fn walk(path: &str, letters: &str) {
+        let method = Method::parse(path).unwrap();
+        for (role, letter) in ROLES {
+            assert_eq!(roles(role).allow(method), letters.contains(letter), "{path} {role:?}");
+        }
+        let anybody = letters.contains('R') || letters.contains('+');
+        assert_eq!(Roles::in_maintenance().allow_in_maintenance(method), anybody, "{path}");
+        assert!(roles("x os:meta:writer os:admin").allow(method), "{path}");
     }
 
     #[test]
-    fn in_maintenance_everybody_reads_and_configures() {
-        let everybody = Roles::in_maintenance();
-        for (path, allowed) in [
-            ("/machine.MachineService/Memory", true),
-            ("/storage.StorageService/Disks", true),
-            ("/network.NetworkService/Interfaces", true),
-            ("/machine.MachineService/ApplyConfiguration", true),
-            ("/machine.MachineService/GenerateConfiguration", true),
-            ("/other.Service/ApplyConfiguration", false),
-            ("/machine.MachineService/Read", false),
-            ("/machine.MachineService/Reboot", false),
-            ("/machine.MachineService/Reset", false),
-        ] {
-            let method = Method::parse(path).unwrap();
-            assert_eq!(everybody.allow_in_maintenance(method), allowed, "{path}");
+    fn every_method_is_granted_to_the_roles_of_the_specification_and_no_others() {
+        let golden = golden();
+        assert!(golden.len() > 90, "{}", golden.len());
+        for (path, letters) in &golden {
+            walk(path, letters);
         }
-        let apply = Method::parse("/machine.MachineService/ApplyConfiguration").unwrap();
-        assert!(!everybody.allow(apply), "a reader of a configured node");
+    }
+
+    #[test]
+    fn what_the_table_does_not_name_is_the_administrators() {
+        for path in [
+            "/machine.MachineService/NoSuchMethod",
+            "/machine.MachineService/memory",
+            "/machine.MachineService/*",
+            "/machine.MachineService2/Memory",
+            "/storage.StorageService/Statfs",
+            "/securityapi.SecurityService/ReadFile",
+            "/no.Service/X",
+        ] {
+            walk(path, "A");
+        }
+    }
+
+    #[test]
+    fn every_row_of_ours_and_every_method_we_serve_is_in_the_specification() {
+        let golden = golden();
+        for (service, names, _) in TABLE {
+            for name in names.iter().filter(|name| **name != "*") {
+                assert!(golden.contains_key(&format!("/{service}/{name}")), "{service}/{name}");
+            }
+        }
+        let files = FileDescriptorSet::decode(orlop_proto::DESCRIPTORS).unwrap().file;
+        let mut served = 0;
+        for file in files {
+            let package = file.package().to_owned();
+            // Those that never come through this door: of daemons inside the node, and trustd's.
+            if matches!(package.as_str(), "health" | "securityapi") {
+                continue;
+            }
+            for service in &file.service {
+                for method in &service.method {
+                    let path = format!("/{package}.{}/{}", service.name(), method.name());
+                    assert!(golden.contains_key(&path), "{path} has no row in the golden table");
+                    served += 1;
+                }
+            }
+        }
+        assert!(served > 40, "{served}");
     }
 
     #[test]
     fn only_an_impersonator_may_state_other_roles() {
         let own = |role: &str| [role.to_owned()];
         let stated = || Some(["os:admin".to_owned(), " ".to_owned(), "new".to_owned()]);
-        assert_eq!(Roles::establish(own(IMPERSONATOR), stated()), roles("os:admin new"));
-        assert_eq!(Roles::establish(own(READER), stated()), roles(READER));
-        assert_eq!(Roles::establish(own(IMPERSONATOR), Some([])), roles(""));
-        assert_eq!(Roles::establish(own(IMPERSONATOR), None::<[String; 0]>), roles(IMPERSONATOR));
-        assert_eq!(Roles::establish(own(""), stated()), roles(""));
+        for nameless in [Nameless::Nobody, Nameless::Administrator] {
+            let establish = |role: &str| Roles::establish(own(role), stated(), nameless);
+            assert_eq!(establish(IMPERSONATOR), roles("os:admin new"));
+            assert_eq!(establish(READER), roles(READER));
+            let none = Roles::establish(own(IMPERSONATOR), Some([]), nameless);
+            assert_eq!(none, roles(""), "it speaks for somebody without roles");
+            let itself = Roles::establish(own(IMPERSONATOR), None::<[String; 0]>, nameless);
+            assert_eq!(itself, roles(IMPERSONATOR));
+        }
+        assert_eq!(Roles::establish(own(""), stated(), Nameless::Nobody), roles(""));
+    }
+
+    #[test]
+    fn a_certificate_without_roles_is_the_administrators_only_by_the_switch() {
+        let establish = |organizations: &[&str], nameless| {
+            let own = organizations.iter().map(|name| (*name).to_owned());
+            Roles::establish(own, Some(["os:reader".to_owned()]), nameless)
+        };
+        for organizations in [&[][..], &[""], &["", " "]] {
+            assert_eq!(establish(organizations, Nameless::Nobody), roles(""));
+            assert_eq!(establish(organizations, Nameless::Administrator), roles(ADMIN));
+        }
+        for organizations in [&["os:reader"][..], &["", "os:reader"], &["somebody"]] {
+            let named = roles(&organizations.join(" "));
+            assert_eq!(establish(organizations, Nameless::Administrator), named);
+        }
     }
 }

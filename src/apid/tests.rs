@@ -99,6 +99,11 @@ impl Cluster {
 
     /// Starts a node; `forwards`: with an identity to call others, as a control plane has.
     async fn node(&mut self, last: u8, forwards: bool) -> Node {
+        let secrets = self.secrets(last, forwards);
+        self.start(last, secrets, false).await
+    }
+
+    fn secrets(&self, last: u8, forwards: bool) -> TempDir {
         let address = IpAddr::from(Ipv4Addr::new(127, 0, 0, last));
         let secrets = tempfile::tempdir().unwrap();
         let server = server_pair(&self.ca, address);
@@ -114,7 +119,7 @@ impl Cluster {
                 &[("client.crt", &client.crt), ("client.key", client.key.expose())],
             );
         }
-        self.start(last, secrets, false).await
+        secrets
     }
 
     /// Starts a node that has no configuration; also its certificate's fingerprint.
@@ -127,6 +132,15 @@ impl Cluster {
     }
 
     async fn start(&mut self, last: u8, secrets: TempDir, maintenance: bool) -> Node {
+        self.start_with(last, secrets, |options| options.maintenance = maintenance).await
+    }
+
+    async fn start_with(
+        &mut self,
+        last: u8,
+        secrets: TempDir,
+        change: impl FnOnce(&mut Options),
+    ) -> Node {
         let address = IpAddr::from(Ipv4Addr::new(127, 0, 0, last));
         let routerd = secrets.path().join("routerd.sock");
         let (events, seen) = mpsc::channel(16);
@@ -141,15 +155,15 @@ impl Cluster {
         );
         self.tasks.spawn(async { serving.await.unwrap() });
         // The first node chooses the port; the others take it on addresses of their own.
-        let options = Options {
+        let mut options = Options {
             listen: (address, self.port).into(),
             secrets: secrets.path().to_owned(),
             routerd,
             target_port: self.port,
             look_every: SOON,
-            maintenance,
             ..Options::parse_from(["apid"])
         };
+        change(&mut options);
         let mut apid = Apid::open(options).await.unwrap();
         self.port = apid.address().port();
         apid.options.target_port = self.port;
@@ -325,6 +339,38 @@ async fn a_method_is_denied_without_a_role_for_it() {
     let mut reader = Client::new(cluster.channel(&node, &["os:reader"]));
     let denied = reader.reboot(with((), &[("talos-role", "os:admin")])).await.unwrap_err();
     assert_eq!((denied.code(), denied.message()), (Code::PermissionDenied, "not authorized"));
+}
+
+#[tokio::test]
+async fn a_node_that_calls_for_a_client_has_that_clients_roles_only() {
+    let mut cluster = Cluster::new();
+    let mut node = cluster.node(1, true).await;
+    let mut other = Client::new(cluster.channel(&node, &["os:impersonator"]));
+    let denied = (Code::PermissionDenied, "not authorized".to_owned());
+    for stated in [&[][..], &[("talos-role", "os:impersonator")], &[("talos-role", "")]] {
+        let refused = other.hostname(with((), stated)).await.unwrap_err();
+        assert_eq!((refused.code(), refused.message().to_owned()), denied, "{stated:?}");
+    }
+    let reader = [("talos-role", "os:reader"), ("proxyfrom", "a")];
+    let refused = other.reboot(with((), &reader)).await.unwrap_err();
+    assert_eq!((refused.code(), refused.message().to_owned()), denied);
+    other.hostname(with((), &reader)).await.unwrap();
+    assert_eq!(values(&called(&mut node).await, "talos-role"), ["os:reader"]);
+}
+
+#[tokio::test]
+async fn certificates_without_roles_are_for_everything_where_the_switch_is_on() {
+    let mut cluster = Cluster::new();
+    let secrets = cluster.secrets(1, true);
+    let mut node = cluster.start_with(1, secrets, |options| options.nameless_is_admin = true).await;
+    for roles in [&[][..], &[""]] {
+        let mut client = Client::new(cluster.channel(&node, roles));
+        client.shutdown(with((), &[("talos-role", "os:reader")])).await.unwrap();
+        client.hostname(()).await.unwrap();
+        assert_eq!(values(&called(&mut node).await, "talos-role"), ["os:admin"]);
+    }
+    let mut reader = Client::new(cluster.channel(&node, &["os:reader"]));
+    assert_eq!(reader.shutdown(()).await.unwrap_err().code(), Code::PermissionDenied);
 }
 
 #[tokio::test]

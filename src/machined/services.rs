@@ -213,7 +213,11 @@ pub(crate) async fn prepare(node: &Node) -> Result<(), Error> {
     if node.supervisor().status("networkd").await.is_ok() {
         node.supervisor().stop("networkd").await.map_err(Error::Services)?;
     }
-    let mut apid = apid(&containerd, &[], origin != Origin::Nowhere);
+    let args: &[&str] = match config.machine.features.rbac {
+        Some(false) => &["--nameless-is-admin"],
+        _ => &[],
+    };
+    let mut apid = apid(&containerd, args, origin != Origin::Nowhere);
     if origin == Origin::Trustd {
         let ready = keeper.ready();
         apid.condition = Some(Condition::new("a certificate from trustd", move || {

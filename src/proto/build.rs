@@ -6,10 +6,15 @@ const ROOT: &str = "../../proto";
 
 fn main() -> std::io::Result<()> {
     println!("cargo::rerun-if-changed={ROOT}");
+    let out = std::path::PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_default());
+    let mut config = tonic_prost_build::Config::new();
+    // Comments would double the descriptors.
+    config.skip_source_info();
     let files = FILES.map(|name| format!("{ROOT}/{name}.proto"));
     tonic_prost_build::configure()
         .build_transport(false)
         .codec_path("crate::codec::SmallCodec")
         .generate_default_stubs(true)
-        .compile_protos(&files, &[ROOT.to_owned()])
+        .file_descriptor_set_path(out.join("descriptors.bin"))
+        .compile_with_config(config, &files, &[ROOT.to_owned()])
 }

@@ -10,6 +10,10 @@
 
 mod codec;
 
+/// All messages and services of this crate, and what they are made of: an encoded
+/// `google.protobuf.FileDescriptorSet`.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
 /// Types that all services share (`proto/common.proto`).
 pub mod common {
     tonic::include_proto!("common");
