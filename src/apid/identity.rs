@@ -1,24 +1,22 @@
-//! Who this apid is: the files machined puts into one folder, read again when they change.
+//! Who this apid is: the files machined puts into one folder, read again when they change
+//! ([`orlop_rpc::renewed`]).
 //!
 //! `ca.crt` says whom we trust, `tls.crt` and `tls.key` who we are to our callers; `client.crt` and
 //! `client.key`, on control planes, who we are to other nodes. A node in maintenance has the certificate
-//! for its callers only: it knows no authority, and asks nobody who they are. machined replaces them one by one, so
-//! for a moment they may not belong together: what cannot be used is looked at again, and only told
-//! when it stays so.
+//! for its callers only: it knows no authority, and asks nobody who they are.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::{fmt, fs};
 
 use orlop_pki::encoding::certificates;
 use orlop_pki::{Secret, stranger, tls};
-use orlop_rt::Chain;
+use orlop_rpc::renewed::{self, Source};
 use rustls::client::verify_server_name;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::server::ParsedCertificate;
 use rustls::{ClientConfig, ServerConfig};
-use tracing::{info, warn};
 
 use crate::machine::Target;
 
@@ -73,18 +71,18 @@ impl fmt::Debug for Identity {
     }
 }
 
-/// The files, as they were last seen in good order.
+pub(crate) type Files = renewed::Files<Folder>;
+
+/// Where the files are.
 #[derive(Debug)]
-pub(crate) struct Files {
-    folder: PathBuf,
-    texts: Texts,
-    /// Looks in a row at files that could not be used.
-    broken: u32,
-    maintenance: bool,
+pub(crate) struct Folder {
+    pub(crate) path: PathBuf,
+    pub(crate) maintenance: bool,
 }
 
+/// What is in them.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Texts {
+pub(crate) struct Texts {
     /// `None` in maintenance.
     ca: Option<String>,
     crt: String,
@@ -92,75 +90,43 @@ struct Texts {
     client: Option<(String, Secret)>,
 }
 
-impl Files {
-    /// Reads them for the first time.
-    ///
-    /// # Errors
-    /// When they cannot be read or used.
-    pub(crate) fn open(folder: &Path, maintenance: bool) -> Result<(Self, Identity), Error> {
-        let texts = Texts::read(folder, maintenance)?;
-        let identity = texts.identity(folder)?;
-        Ok((Self { folder: folder.to_owned(), texts, broken: 0, maintenance }, identity))
-    }
+impl Source for Folder {
+    type Texts = Texts;
+    type Identity = Identity;
+    type Error = Error;
+    const WHAT: &'static str = "certificates";
 
-    /// Reads them again; the new identity, when there is one. (Small files in memory: reading them
-    /// does not block.)
-    pub(crate) fn look(&mut self) -> Option<Identity> {
-        let looked = Texts::read(&self.folder, self.maintenance).and_then(|texts| {
-            if texts == self.texts {
-                return Ok(None);
-            }
-            Ok(Some((texts.identity(&self.folder)?, texts)))
-        });
-        let found = match looked {
-            Ok(found) => found,
-            Err(error) => {
-                self.broken = self.broken.saturating_add(1);
-                if self.broken == 2 {
-                    warn!(error = %Chain(&error), "new certificates cannot be used, keeping the old");
-                }
-                return None;
-            }
-        };
-        self.broken = 0;
-        let (identity, texts) = found?;
-        self.texts = texts;
-        info!(forwards = identity.client.is_some(), "new certificates");
-        Some(identity)
-    }
-}
-
-impl Texts {
-    fn read(folder: &Path, maintenance: bool) -> Result<Self, Error> {
+    fn read(&self) -> Result<Texts, Error> {
+        let Self { path: folder, maintenance } = self;
         let read = |name| {
             let path = folder.join(name);
             fs::read_to_string(&path).map_err(|source| Error::Read { path, source })
         };
-        let ca = if maintenance { None } else { Some(read("ca.crt")?) };
+        let ca = if *maintenance { None } else { Some(read("ca.crt")?) };
         let client = match read("client.crt") {
-            _ if maintenance => None,
+            _ if *maintenance => None,
             Ok(crt) => Some((crt, read("client.key")?.into())),
             Err(Error::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(error),
         };
-        Ok(Self { ca, crt: read("tls.crt")?, key: read("tls.key")?.into(), client })
+        Ok(Texts { ca, crt: read("tls.crt")?, key: read("tls.key")?.into(), client })
     }
 
-    fn identity(&self, folder: &Path) -> Result<Identity, Error> {
+    fn identity(&self, texts: &Texts) -> Result<Identity, Error> {
         let identity = || {
-            let (crt, key) = (&self.crt, self.key.expose());
-            let server = match &self.ca {
+            let (crt, key) = (&texts.crt, texts.key.expose());
+            let server = match &texts.ca {
                 Some(ca) => tls::server_config(ca, crt, key)?,
                 None => stranger::server_config(crt, key)?,
             };
-            let client = match (&self.ca, &self.client) {
+            let client = match (&texts.ca, &texts.client) {
                 (Some(ca), Some((crt, key))) => {
                     Some(tls::client_config(ca, Some((crt, key.expose())))?)
                 }
                 _ => None,
             };
-            Ok(Identity { server, client, certificate: certificates(&self.crt)?.swap_remove(0) })
+            Ok(Identity { server, client, certificate: certificates(&texts.crt)?.swap_remove(0) })
         };
-        identity().map_err(|source| Error::Unusable { folder: folder.to_owned(), source })
+        identity().map_err(|source| Error::Unusable { folder: self.path.clone(), source })
     }
 }

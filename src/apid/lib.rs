@@ -32,11 +32,10 @@ use orlop_rpc::{tls, unix};
 use orlop_rt::CancellationToken;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio::time::{MissedTickBehavior, interval};
 use tracing::info;
 
 use crate::api::{Callers, Door};
-use crate::identity::{Files, Identity};
+use crate::identity::{Files, Folder, Identity};
 use crate::roles::Nameless;
 
 /// Where every apid listens.
@@ -128,7 +127,8 @@ impl Apid {
     /// # Errors
     /// When there are no usable certificates, or the port cannot be opened.
     pub async fn open(options: Options) -> Result<Self, Error> {
-        let (files, identity) = Files::open(&options.secrets, options.maintenance)?;
+        let (path, maintenance) = (options.secrets.clone(), options.maintenance);
+        let (files, identity) = Files::open(Folder { path, maintenance })?;
         let listener = tls::listen(options.listen).await.map_err(Error::Listen)?;
         let address = listener.local_addr().map_err(Error::Listen)?;
         Ok(Self { options, listener, address, files, identity })
@@ -145,7 +145,7 @@ impl Apid {
     /// # Errors
     /// When the server cannot be set up.
     pub async fn serve(self, shutdown: CancellationToken) -> Result<(), Error> {
-        let Self { options, listener, address, mut files, identity } = self;
+        let Self { options, listener, address, files, identity } = self;
         let (config, configs) = watch::channel(Arc::clone(&identity.server));
         let callers = match options.nameless_is_admin {
             _ if options.maintenance => Callers::Anybody,
@@ -161,17 +161,10 @@ impl Apid {
         });
         info!(%address, "listening");
         let serving = orlop_rpc::serve(service, tls::incoming(listener, configs), shutdown, GRACE);
-        let looking = async {
-            let mut look = interval(options.look_every);
-            look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            loop {
-                look.tick().await;
-                if let Some(identity) = files.look() {
-                    config.send_replace(Arc::clone(&identity.server));
-                    door.become_known_as(identity);
-                }
-            }
-        };
+        let looking = files.follow(options.look_every, |identity| {
+            config.send_replace(Arc::clone(&identity.server));
+            door.become_known_as(identity);
+        });
         tokio::select! {
             served = serving => served.map_err(Error::Serve),
             () = looking => Ok(()),

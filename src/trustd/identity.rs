@@ -2,22 +2,20 @@
 //! they change.
 //!
 //! `ca.crt` holds the accepted authorities, the issuing one first, and `ca.key` that one's key; `tls.crt`
-//! and `tls.key` are trustd's own certificate, `token` is the machine token. machined replaces them one
-//! by one, so for a moment they may not belong together: what cannot be used is looked at again, and
-//! only told when it stays so.
+//! and `tls.key` are trustd's own certificate, `token` is the machine token ([`orlop_rpc::renewed`] reads
+//! them).
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::{fmt, fs, io};
 
 use orlop_pki::tls::{Judge, asking_server_config};
 use orlop_pki::{Authority, Secret, certificate};
-use orlop_rt::Chain;
+use orlop_rpc::renewed::{self, Source};
 use ring::digest::{SHA256, digest};
 use rustls::ServerConfig;
 use subtle::ConstantTimeEq as _;
-use tracing::{info, warn};
 
 /// Why the files cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -80,17 +78,15 @@ pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
     array
 }
 
-/// The files, as they were last seen in good order.
-#[derive(Debug)]
-pub(crate) struct Files {
-    folder: PathBuf,
-    texts: Texts,
-    /// Looks in a row at files that could not be used.
-    broken: u32,
-}
+pub(crate) type Files = renewed::Files<Folder>;
 
+/// Where the files are.
+#[derive(Debug)]
+pub(crate) struct Folder(pub(crate) PathBuf);
+
+/// What is in them.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Texts {
+pub(crate) struct Texts {
     ca: String,
     ca_key: Secret,
     crt: String,
@@ -98,51 +94,18 @@ struct Texts {
     token: Secret,
 }
 
-impl Files {
-    /// Reads them for the first time.
-    ///
-    /// # Errors
-    /// When they cannot be read or used.
-    pub(crate) fn open(folder: &Path) -> Result<(Self, Identity), Error> {
-        let texts = Texts::read(folder)?;
-        let identity = texts.identity(folder)?;
-        Ok((Self { folder: folder.to_owned(), texts, broken: 0 }, identity))
-    }
+impl Source for Folder {
+    type Texts = Texts;
+    type Identity = Identity;
+    type Error = Error;
+    const WHAT: &'static str = "secrets";
 
-    /// Reads them again; the new identity, when there is one. (Small files in memory: reading them
-    /// does not block.)
-    pub(crate) fn look(&mut self) -> Option<Identity> {
-        let looked = Texts::read(&self.folder).and_then(|texts| {
-            if texts == self.texts {
-                return Ok(None);
-            }
-            Ok(Some((texts.identity(&self.folder)?, texts)))
-        });
-        let found = match looked {
-            Ok(found) => found,
-            Err(error) => {
-                self.broken = self.broken.saturating_add(1);
-                if self.broken == 2 {
-                    warn!(error = %Chain(&error), "new secrets cannot be used, keeping the old");
-                }
-                return None;
-            }
-        };
-        self.broken = 0;
-        let (identity, texts) = found?;
-        self.texts = texts;
-        info!("new secrets");
-        Some(identity)
-    }
-}
-
-impl Texts {
-    fn read(folder: &Path) -> Result<Self, Error> {
+    fn read(&self) -> Result<Texts, Error> {
         let read = |name| {
-            let path = folder.join(name);
+            let path = self.0.join(name);
             fs::read_to_string(&path).map_err(|source| Error::Read { path, source })
         };
-        Ok(Self {
+        Ok(Texts {
             ca: read("ca.crt")?,
             ca_key: read("ca.key")?.into(),
             crt: read("tls.crt")?,
@@ -151,22 +114,22 @@ impl Texts {
         })
     }
 
-    fn identity(&self, folder: &Path) -> Result<Identity, Error> {
-        let token = self.token.expose().trim();
+    fn identity(&self, texts: &Texts) -> Result<Identity, Error> {
+        let token = texts.token.expose().trim();
         if token.is_empty() {
-            return Err(Error::NoToken { folder: folder.to_owned() });
+            return Err(Error::NoToken { folder: self.0.clone() });
         }
         let identity = || {
-            let (own, _) = certificate::names(&self.crt)?;
+            let (own, _) = certificate::names(&texts.crt)?;
             Ok(Identity {
-                server: asking_server_config(&self.crt, self.key.expose())?,
-                authority: Authority::from_pem(&self.ca, self.ca_key.expose())?,
-                accepted: self.ca.clone(),
-                judge: Judge::new(&self.ca)?,
+                server: asking_server_config(&texts.crt, texts.key.expose())?,
+                authority: Authority::from_pem(&texts.ca, texts.ca_key.expose())?,
+                accepted: texts.ca.clone(),
+                judge: Judge::new(&texts.ca)?,
                 own: own.into_iter().map(|name| name.to_ascii_lowercase()).collect(),
                 token: sha256(token.as_bytes()),
             })
         };
-        identity().map_err(|source| Error::Unusable { folder: folder.to_owned(), source })
+        identity().map_err(|source| Error::Unusable { folder: self.0.clone(), source })
     }
 }

@@ -28,36 +28,32 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
-use orlop_rpc::tls;
+use orlop_rpc::{Limits, tls};
 use orlop_rt::CancellationToken;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::info;
 
 use crate::api::Trust;
 use crate::drops::Folders;
-use crate::identity::{Files, Identity};
+use crate::identity::{Files, Folder, Identity};
 use crate::policy::Policy;
 
 pub use crate::identity::Error as IdentityError;
 
 /// Where every trustd listens.
 pub const PORT: u16 = 50_001;
-/// How long calls under way may take to end after a signal.
-const GRACE: Duration = Duration::from_secs(5);
 /// How often the secrets are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// Nobody needs a connection for longer: a call takes a moment, and the next comes in hours.
-const CONNECTION_AGE: Duration = Duration::from_secs(120);
-/// From then on, until one that still has calls is cut.
-const CONNECTION_GRACE: Duration = Duration::from_secs(15);
-/// Calls at a time on a connection.
-const CALLS: u32 = 8;
-/// Bytes of headers a call may bring.
-const HEADERS: u32 = 8 << 10;
-/// Bytes a client may send ahead, on a call and on a connection.
-const WINDOW: u32 = 64 << 10;
+/// Nobody needs a connection for long: a call takes a moment, and the next comes in hours.
+const LIMITS: Limits = Limits {
+    stream_window: 64 << 10,
+    connection_window: 64 << 10,
+    calls: 8,
+    headers: 8 << 10,
+    age: Some(Duration::from_secs(120)),
+    grace: Duration::from_secs(5),
+};
 
 /// Certificates for nodes that hold the machine token, files from established trustees.
 #[derive(Clone, Debug, Parser)]
@@ -130,7 +126,7 @@ impl Trustd {
     /// # Errors
     /// When there are no usable secrets, or the port cannot be opened.
     pub async fn open(options: Options) -> Result<Self, Error> {
-        let (files, identity) = Files::open(&options.secrets)?;
+        let (files, identity) = Files::open(Folder(options.secrets.clone()))?;
         let listener = tls::listen(options.listen).await.map_err(Error::Listen)?;
         let address = listener.local_addr().map_err(Error::Listen)?;
         Ok(Self { options, listener, address, files, identity })
@@ -147,7 +143,7 @@ impl Trustd {
     /// # Errors
     /// When the server cannot be set up.
     pub async fn serve(self, shutdown: CancellationToken) -> Result<(), Error> {
-        let Self { options, listener, address, mut files, identity } = self;
+        let Self { options, listener, address, files, identity } = self;
         let (config, configs) = watch::channel(Arc::clone(&identity.server));
         let policy = Policy::new(&options.sans, &options.reserved);
         let trust = Arc::new(Trust::new(identity, policy, Folders::new(options.drops)));
@@ -157,37 +153,15 @@ impl Trustd {
             async move { Ok::<_, Infallible>(trust.call(request).await) }
         });
         info!(%address, "listening");
-        let serving = orlop_rpc::server()
-            .initial_stream_window_size(WINDOW)
-            .initial_connection_window_size(WINDOW)
-            .max_concurrent_streams(CALLS)
-            .http2_max_header_list_size(HEADERS)
-            .max_connection_age(CONNECTION_AGE)
-            .max_connection_age_grace(CONNECTION_GRACE)
-            .serve_with_incoming_shutdown(
-                service,
-                door::admitted(tls::incoming(listener, configs)),
-                shutdown.clone().cancelled_owned(),
-            );
-        let looking = async {
-            let mut look = interval(options.look_every);
-            look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            loop {
-                look.tick().await;
-                if let Some(identity) = files.look() {
-                    config.send_replace(Arc::clone(&identity.server));
-                    trust.become_known_as(identity);
-                }
-            }
-        };
-        let too_late = async {
-            shutdown.cancelled().await;
-            sleep(GRACE).await;
-        };
+        let incoming = door::admitted(tls::incoming(listener, configs));
+        let serving = orlop_rpc::serve_within(LIMITS, service, incoming, shutdown);
+        let looking = files.follow(options.look_every, |identity| {
+            config.send_replace(Arc::clone(&identity.server));
+            trust.become_known_as(identity);
+        });
         tokio::select! {
             served = serving => served.map_err(Error::Serve),
             () = looking => Ok(()),
-            () = too_late => Ok(()),
         }
     }
 }

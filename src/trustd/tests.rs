@@ -447,18 +447,18 @@ async fn secrets_that_cannot_be_used_are_told_and_change_nothing() {
     let server = Server::start().await;
     let secrets = server.folder.path().join("secrets");
     for (name, text) in [("token", "\n"), ("ca.key", "x"), ("tls.crt", "")] {
-        let (mut files, _) = Files::open(&secrets).unwrap();
+        let (mut files, _) = Files::open(Folder(secrets.clone())).unwrap();
         let old = fs::read_to_string(secrets.join(name)).unwrap();
         fs::write(secrets.join(name), text).unwrap();
         assert!(files.look().is_none(), "{name}");
-        let error = Files::open(&secrets).unwrap_err();
+        let error = Files::open(Folder(secrets.clone())).unwrap_err();
         let said = orlop_rt::Chain(&error).to_string();
         assert!(said.contains("secrets"), "{said}");
         fs::write(secrets.join(name), old).unwrap();
-        Files::open(&secrets).unwrap();
+        Files::open(Folder(secrets.clone())).unwrap();
     }
     fs::remove_file(secrets.join("token")).unwrap();
-    let error = Files::open(&secrets).unwrap_err().to_string();
+    let error = Files::open(Folder(secrets.clone())).unwrap_err().to_string();
     assert!(error.ends_with("secrets/token"), "{error}");
 }
 
