@@ -55,7 +55,7 @@ pub(crate) async fn apply(client: &Client, options: &ApplyOptions) -> Result<(),
     let request = request(options)?;
     let call = async |node| machine(node).apply_configuration(request.clone()).await;
     for Answer { node, message } in client.ask("apply the configuration", call).await? {
-        message.warnings.iter().for_each(|warning| say!("warning: {node}: {warning}"));
+        message.warnings.iter().for_each(|warning| say!(warning: "{node}: {warning}"));
         say!("{node}: {}", message.mode_details);
     }
     Ok(())

@@ -7,7 +7,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error as _;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use orlop_proto::common::Metadata;
@@ -56,15 +57,24 @@ pub(crate) fn told(node: Node) -> NodeServiceClient<Node> {
     NodeServiceClient::new(node).max_decoding_message_size(orlop_rpc::MAX_MESSAGE)
 }
 
-/// The cluster as one context of the client configuration shows it.
-#[derive(Debug)]
+/// The cluster as one context of the client configuration shows it. Clones share connections.
+#[derive(Clone, Debug)]
 pub(crate) struct Client {
     /// Tried in turn; never empty.
-    endpoints: Vec<Endpoint>,
+    endpoints: Arc<[Way]>,
+    /// The endpoint that is tried first: the one that was reached last.
+    first: Arc<AtomicUsize>,
     targets: Targets,
     tls: Arc<ClientConfig>,
     /// Whose certificate is shown, as named in errors.
     identity: String,
+}
+
+/// An endpoint and the connection to it, which is made when it is first needed.
+#[derive(Debug)]
+struct Way {
+    endpoint: Endpoint,
+    channel: OnceLock<Channel>,
 }
 
 /// What one node said.
@@ -84,13 +94,27 @@ impl Client {
     ) -> Result<Self, Error> {
         debug_assert!(!endpoints.is_empty());
         let targets = Targets::new(nodes)?;
-        Ok(Self { endpoints, targets, tls, identity })
+        let way = |endpoint| Way { endpoint, channel: OnceLock::new() };
+        let endpoints = endpoints.into_iter().map(way).collect();
+        Ok(Self { endpoints, first: Arc::default(), targets, tls, identity })
+    }
+
+    /// A client of each target alone, over the same connections: none of them waits for another.
+    pub(crate) fn each(&self) -> Vec<Self> {
+        if self.targets.nodes.is_empty() {
+            return vec![self.clone()];
+        }
+        let alone = |node: &MetadataValue<Ascii>| {
+            let targets = Targets { nodes: vec![node.clone()], deadline: None };
+            Self { targets, ..self.clone() }
+        };
+        self.targets.nodes.iter().map(alone).collect()
     }
 
     /// What will stand under `NODE`: the targets, else the first endpoint.
     pub(crate) fn nodes(&self) -> BTreeSet<String> {
         if self.targets.nodes.is_empty() {
-            return [self.endpoints[0].to_string()].into();
+            return [self.endpoints[0].endpoint.to_string()].into();
         }
         let typed = |node: &MetadataValue<Ascii>| String::from_utf8_lossy(node.as_bytes()).into();
         self.targets.nodes.iter().map(typed).collect()
@@ -118,7 +142,7 @@ impl Client {
         if answers.is_empty() && !failures.is_empty() {
             return Err(Error::Failed { what: what.to_owned(), failures });
         }
-        failures.iter().for_each(|failure| say!("warning: {what}: {failure}"));
+        failures.iter().for_each(|failure| say!(warning: "{what}: {failure}"));
         Ok(answers)
     }
 
@@ -144,23 +168,20 @@ impl Client {
         call: impl AsyncFn(Node) -> Result<Response<Streaming<M>>, Status>,
         mut each: impl FnMut(&str, M) -> Result<(), Error>,
     ) -> Result<(), Error> {
+        let mut outcome = Outcome::default();
         let messages = async {
-            let (endpoint, reply) = self.reach(what, self.targets.clone(), call).await?;
-            let mut stream = reply.into_inner();
-            let mut outcome = Outcome::default();
-            while let Some(message) = stream.message().await.transpose() {
-                let message = message.map_err(|status| Error::ended(what, endpoint, &status))?;
-                match split(&endpoint.to_string(), message) {
-                    Ok(Answer { node, message }) => {
-                        outcome.succeeded(&node);
-                        each(&node, message)?;
-                    }
-                    Err(failure) => {
-                        say!("warning: {what}: {failure}");
-                        outcome.failed(failure);
-                    }
+            self.stream(what, call, async |message| match message {
+                Ok(Answer { node, message }) => {
+                    outcome.succeeded(&node);
+                    each(&node, message)
                 }
-            }
+                Err(failure) => {
+                    say!(warning: "{what}: {failure}");
+                    outcome.failed(failure);
+                    Ok(())
+                }
+            })
+            .await?;
             outcome.judge(what, self.nodes().len())
         };
         tokio::select! {
@@ -169,7 +190,26 @@ impl Client {
         }
     }
 
-    /// Calls the first endpoint that can be reached.
+    /// Makes a streaming call and hands over what each node says, and how it fails, until all are done.
+    ///
+    /// # Errors
+    /// When no endpoint answered, the stream broke off, or `each` fails.
+    pub(crate) async fn stream<M: Message>(
+        &self,
+        what: &str,
+        call: impl AsyncFn(Node) -> Result<Response<Streaming<M>>, Status>,
+        mut each: impl AsyncFnMut(Result<Answer<M>, Failure>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let (endpoint, reply) = self.reach(what, self.targets.clone(), call).await?;
+        let mut stream = reply.into_inner();
+        while let Some(message) = stream.message().await.transpose() {
+            let message = message.map_err(|status| Error::ended(what, endpoint, &status))?;
+            each(split(&endpoint.to_string(), message)).await?;
+        }
+        Ok(())
+    }
+
+    /// Calls the first endpoint that can be reached, beginning with the one that was the last time.
     async fn reach<T>(
         &self,
         what: &str,
@@ -177,9 +217,13 @@ impl Client {
         call: impl AsyncFn(Node) -> Result<T, Status>,
     ) -> Result<(&Endpoint, T), Error> {
         let mut attempts = Vec::new();
-        for endpoint in &self.endpoints {
+        let count = self.endpoints.len();
+        let first = self.first.load(Ordering::Relaxed);
+        for at in (first..count).chain(0..first) {
+            let Way { endpoint, channel } = &self.endpoints[at];
             let Endpoint { host, port, .. } = endpoint;
-            let channel = orlop_rpc::tls::channel(host, *port, Arc::clone(&self.tls));
+            let open = || orlop_rpc::tls::channel(host, *port, Arc::clone(&self.tls));
+            let channel = channel.get_or_init(open).clone();
             let node = InterceptedService::new(channel, targets.clone());
             let answered = call(node);
             let answer = match targets.deadline {
@@ -187,7 +231,10 @@ impl Client {
                 None => Ok(answered.await),
             };
             match answer {
-                Ok(Ok(reply)) => return Ok((endpoint, reply)),
+                Ok(Ok(reply)) => {
+                    self.first.store(at, Ordering::Relaxed);
+                    return Ok((endpoint, reply));
+                }
                 Ok(Err(status)) => match Attempt::unreached(&status) {
                     Some(attempt) => attempts.push(attempt),
                     None => return Err(self.refused(what, endpoint, &status).await),
@@ -341,9 +388,12 @@ replies! {
     machine::ApplyConfigurationResponse => machine::ApplyConfiguration,
     machine::BootstrapResponse => machine::Bootstrap,
     machine::ContainersResponse => machine::Container,
+    machine::DiskStatsResponse => machine::DiskStats,
+    machine::LoadAvgResponse => machine::LoadAvg,
     machine::MemoryResponse => machine::Memory,
     machine::MountsResponse => machine::Mounts,
     machine::NetstatResponse => machine::Netstat,
+    machine::NetworkDeviceStatsResponse => machine::NetworkDeviceStats,
     machine::ProcessesResponse => machine::Process,
     machine::RebootResponse => machine::Reboot,
     machine::ResetResponse => machine::Reset,
@@ -354,6 +404,7 @@ replies! {
     machine::ServiceStopResponse => machine::ServiceStop,
     machine::ShutdownResponse => machine::Shutdown,
     machine::StatsResponse => machine::Stats,
+    machine::SystemStatResponse => machine::SystemStat,
     machine::VersionResponse => machine::Version,
     network::InterfacesResponse => network::Interfaces,
     network::RoutesResponse => network::Routes,

@@ -78,7 +78,7 @@ fn unpack(zipped: impl Read, folder: &Path) -> io::Result<()> {
         };
         if !unpacked {
             let name = escape(&String::from_utf8_lossy(&name));
-            say!("warning: {name} is left out: it is no file, or leads out of the folder");
+            say!(warning: "{name} is left out: it is no file, or leads out of the folder");
         }
     }
     for mut entry in folders.into_iter().rev() {

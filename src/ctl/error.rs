@@ -80,6 +80,10 @@ pub(crate) enum Error {
     OneNode { command: &'static str, count: usize },
     #[error("a pcap file is nothing to look at on a terminal")]
     Terminal,
+    #[error("a dashboard is for a terminal")]
+    NoTerminal,
+    #[error("draw on the terminal")]
+    Screen(#[source] io::Error),
     #[error("write to stdout")]
     Output(#[source] io::Error),
     #[error("wait for Ctrl-C")]
@@ -153,6 +157,9 @@ impl Error {
             Self::Terminal => {
                 Some("write a file: -o FILE; or look at it: | tcpdump -nr -".to_owned())
             }
+            Self::NoTerminal => {
+                Some("for programs: orlopctl memory -o json, orlopctl metrics".to_owned())
+            }
             Self::Exists { .. } => {
                 Some("--force writes over it, and over the secrets in it".to_owned())
             }
@@ -171,6 +178,7 @@ impl Error {
             | Self::Unacceptable(_)
             | Self::Invalid { .. }
             | Self::Output(_)
+            | Self::Screen(_)
             | Self::Signal(_)
             | Self::Runtime(_) => None,
         }
@@ -186,6 +194,7 @@ impl Error {
             | Self::Node { .. }
             | Self::NoStranger
             | Self::OneNode { .. }
+            | Self::NoTerminal
             | Self::Terminal => Exit::Usage,
             Self::ClientConfiguration(client::Error::File { operation: "write", .. }) => {
                 Exit::Failed
@@ -208,6 +217,7 @@ impl Error {
             | Self::Exists { .. }
             | Self::Read { .. }
             | Self::Write { .. }
+            | Self::Screen(_)
             | Self::Output(_) => Exit::Failed,
             Self::Tls(_) | Self::Signal(_) | Self::Runtime(_) => Exit::Software,
         }

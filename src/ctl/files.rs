@@ -96,7 +96,7 @@ pub(crate) async fn list(client: &Client, options: &ListOptions) -> Result<(), E
     let followed = client
         .follow(&what, call, |node, info: FileInfo| {
             if !info.error.is_empty() {
-                say!("warning: {what}: {node}: {}", escape(&info.error));
+                say!(warning: "{what}: {node}: {}", escape(&info.error));
                 return Ok(());
             }
             // Names alone are printed as they come: a tree can be long.
@@ -221,7 +221,7 @@ pub(crate) async fn usage(client: &Client, options: &UsageOptions) -> Result<(),
     if sums.is_empty() && !failures.is_empty() {
         return Err(Error::Failed { what, failures });
     }
-    failures.iter().for_each(|failure| say!("warning: {what}: {failure}"));
+    failures.iter().for_each(|failure| say!(warning: "{what}: {failure}"));
     if !sums.is_empty() {
         let whole = options.paths.len() > 1;
         sizes(&sums, routed, whole, options.humanize).print(options.output)?;

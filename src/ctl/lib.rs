@@ -7,8 +7,12 @@
 
 #![forbid(unsafe_code)]
 
-/// Writes a line to stderr. Unlike `eprintln!` this does not panic when nobody reads it any more.
+/// Writes a line to stderr, `error:`, `warning:`, `hint:` or `note:` before it where one is named.
+/// Unlike `eprintln!` this does not panic when nobody reads it any more.
 macro_rules! say {
+    ($kind:ident: $($said:tt)*) => {
+        say!("{}{}", crate::paint::label(stringify!($kind)), format_args!($($said)*))
+    };
     ($($said:tt)*) => {{
         use std::io::Write as _;
         let _ = writeln!(std::io::stderr(), $($said)*);
@@ -21,6 +25,7 @@ mod client;
 mod containers;
 mod context;
 mod copy;
+mod dashboard;
 mod disks;
 mod endpoint;
 mod error;
@@ -37,6 +42,7 @@ mod mounts;
 mod netstat;
 mod network;
 mod options;
+mod paint;
 mod power;
 mod processes;
 mod refusal;
@@ -67,8 +73,8 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     let Err(error) = run(&options) else { return Exit::Ok.into() };
     let exit = error.exit();
     if exit != Exit::Ok {
-        say!("error: {}", Chain(&error));
-        error.hint().iter().for_each(|hint| say!("hint: {hint}"));
+        say!(error: "{}", Chain(&error));
+        error.hint().iter().for_each(|hint| say!(hint: "{hint}"));
     }
     exit.into()
 }
@@ -109,6 +115,7 @@ async fn ask(client: &client::Client, command: &Command) -> Result<(), Error> {
         Command::Bootstrap => apply::bootstrap(client).await,
         Command::Containers(options) => containers::list(client, options).await,
         Command::Copy(options) => copy::run(client, options).await,
+        Command::Dashboard(options) => dashboard::run(client, options).await,
         Command::Disks(options) => disks::run(client, options).await,
         Command::Dmesg(options) => logs::dmesg(client, options).await,
         Command::Events(options) => events::run(client, options).await,

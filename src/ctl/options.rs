@@ -8,9 +8,9 @@ use clap_complete::Shell;
 use crate::endpoint::Endpoint;
 use crate::stranger::Stranger;
 use crate::{
-    apply, capture, containers, context, copy, disks, events, files, generate, images, logs,
-    memory, metrics, mounts, netstat, network, processes, restart, services, timeline, validate,
-    version,
+    apply, capture, containers, context, copy, dashboard, disks, events, files, generate, images,
+    logs, memory, metrics, mounts, netstat, network, processes, restart, services, timeline,
+    validate, version,
 };
 
 /// Drives nodes through their API.
@@ -57,6 +57,8 @@ pub(crate) enum Command {
     /// Copy files and folders of a node
     #[command(visible_alias = "cp")]
     Copy(copy::Options),
+    /// Watch nodes live: load, memory, rates, services, processes, log
+    Dashboard(dashboard::Options),
     /// List disks
     Disks(disks::Options),
     /// Read the kernel's log

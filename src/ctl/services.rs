@@ -283,7 +283,7 @@ fn ago(event: &ServiceEvent, now: SystemTime) -> Cell {
     }
 }
 
-fn health(service: &ServiceInfo) -> &'static str {
+pub(crate) fn health(service: &ServiceInfo) -> &'static str {
     match &service.health {
         Some(health) if health.unknown => "?",
         Some(health) if health.healthy => "OK",

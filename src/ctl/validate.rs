@@ -34,7 +34,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Error> {
         Error::Invalid { file: file.clone(), mode: *mode }
     })?;
     for warning in config.warnings(SystemTime::now()) {
-        say!("warning: {file}: {warning}");
+        say!(warning: "{file}: {warning}");
     }
     print(format!("{file} is valid for {mode} mode\n").as_bytes())
 }
