@@ -151,7 +151,8 @@ fn revert_later(node: &Node, old: Document, limit: Duration) -> Result<(), Error
 struct Changes {
     network: bool,
     sysctls: bool,
-    /// Keys whose new values hold at once: these two, and what the keeper of certificates follows.
+    /// Keys whose new values hold at once: these two, what the keeper of certificates follows, and what
+    /// the keeping of logs goes by.
     live: Vec<&'static str>,
     /// Keys whose new values need a boot.
     later: Vec<&'static str>,
@@ -193,6 +194,8 @@ impl Changes {
             ("machine.ca", *ca != b.ca),
             ("machine.acceptedCAs", *accepted_cas != b.accepted_cas),
             ("machine.certSANs", *cert_sans != b.cert_sans),
+            ("machine.logging", *logging != b.logging),
+            ("machine.logs", *logs != b.logs),
         ];
         let later = [
             ("debug", old.debug != new.debug),
@@ -208,8 +211,6 @@ impl Changes {
             ("machine.registries", *registries != b.registries),
             ("machine.kernel", *kernel != b.kernel),
             ("machine.udev", *udev != b.udev),
-            ("machine.logging", *logging != b.logging),
-            ("machine.logs", *logs != b.logs),
             ("machine.nodeLabels", *node_labels != b.node_labels),
             ("machine.features", *features != b.features),
             ("machine.trustd", *trustd != b.trustd),

@@ -27,6 +27,7 @@ mod hardening;
 mod identity;
 mod kmsg;
 pub mod label;
+mod logs;
 mod maintenance;
 mod metrics;
 mod mounts;

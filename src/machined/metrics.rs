@@ -10,6 +10,7 @@ use std::{fs, io};
 
 use nix::sys::resource::{UsageWho, getrusage};
 use orlop_rt::version;
+use orlop_supervise::forward::Counts as Destination;
 use orlop_supervise::{Service, State};
 use orlop_telemetry::openmetrics::{Exposition, Kind};
 
@@ -27,6 +28,7 @@ struct Facts {
     /// Ids, and bytes ever written.
     logs: Vec<(String, u64)>,
     lost_log_bytes: u64,
+    destinations: Vec<Destination>,
     story: Story,
     events: Counts,
     process: Process,
@@ -55,6 +57,7 @@ pub(crate) async fn text(node: &Node) -> io::Result<String> {
         services,
         logs: logs.ids().into_iter().filter_map(written).collect(),
         lost_log_bytes: logs.dropped_bytes(),
+        destinations: logs.sent_to(),
         story: node.timeline().story().clone(),
         events: node.events().counts(),
         process: Process::read()?,
@@ -228,6 +231,21 @@ impl Facts {
         }
         let help = "Bytes of logs that could not be kept on disk.";
         text.family(Kind::Counter, "orlop_log_lost_bytes", help).sample(&[], self.lost_log_bytes);
+        let help = "Whether a destination of the logs was reached when last tried.";
+        let mut family = text.family(Kind::Gauge, "orlop_log_destination_up", help);
+        for one in &self.destinations {
+            family.sample(&[("endpoint", &*one.name)], one.up);
+        }
+        let help = "Bytes of messages that were sent to a destination of the logs.";
+        let mut family = text.family(Kind::Counter, "orlop_log_destination_sent_bytes", help);
+        for one in &self.destinations {
+            family.sample(&[("endpoint", &*one.name)], one.sent_bytes);
+        }
+        let help = "Bytes that a destination of the logs did not get: it was too slow, or away.";
+        let mut family = text.family(Kind::Counter, "orlop_log_destination_dropped_bytes", help);
+        for one in &self.destinations {
+            family.sample(&[("endpoint", &*one.name)], one.dropped_bytes);
+        }
     }
 
     fn events(&self, text: &mut Exposition) {
@@ -310,6 +328,12 @@ mod tests {
             services: vec![Service { status, permissions: Permissions::default() }],
             logs: vec![("apid".to_owned(), 4321)],
             lost_log_bytes: 0,
+            destinations: vec![Destination {
+                name: "udp://10.0.0.9:514".to_owned(),
+                up: true,
+                sent_bytes: 1234,
+                dropped_bytes: 5,
+            }],
             story,
             events: Counts { published: 12, readers: 1, lagged: 0 },
             process: Process {

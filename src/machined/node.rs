@@ -19,6 +19,7 @@ use tracing::{error, info, warn};
 use crate::Error;
 use crate::document::Document;
 use crate::events::Events;
+use crate::logs::Keeping;
 use crate::plan::{BOOT, INITIALIZE, REBOOT, SHUTDOWN, Sequence};
 use crate::power::End;
 use crate::timeline::{Story, Timeline};
@@ -52,6 +53,7 @@ struct Inner {
     timeline: Timeline,
     reaper: Reaper,
     supervisor: Handle,
+    logs: Keeping,
     /// What the node goes by. `None` until the task that loads it has one.
     config: watch::Sender<Option<Arc<Document>>>,
     /// Where a node without a configuration waits for one; `None` while it does not.
@@ -85,6 +87,7 @@ impl Node {
             timeline: timeline.clone(),
             reaper: Reaper::new(),
             supervisor: handle.clone(),
+            logs: Keeping::new(handle.logs().clone()),
             config: watch::Sender::default(),
             waiting: Mutex::default(),
             applying: tokio::sync::Mutex::default(),
@@ -133,6 +136,11 @@ impl Node {
         &self.0.supervisor
     }
 
+    /// Who keeps the logs of the services, and sends them on.
+    pub(crate) fn logs(&self) -> &Keeping {
+        &self.0.logs
+    }
+
     /// Cancelled when the node goes down.
     pub(crate) fn shutdown(&self) -> &CancellationToken {
         &self.0.shutdown
@@ -155,6 +163,7 @@ impl Node {
 
     pub(crate) fn set_document(&self, document: Document) {
         self.timeline().story().configured(document.text().as_bytes(), SystemTime::now());
+        self.logs().go_by(&document.config());
         self.0.config.send_replace(Some(Arc::new(document)));
     }
 

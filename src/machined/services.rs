@@ -19,7 +19,7 @@ use orlop_supervise::container::{self, Bind, Capability, Namespaces};
 use orlop_supervise::process::{self, KillMode, Privileges};
 use orlop_supervise::seccomp::{Group, Profile};
 use orlop_supervise::{
-    Condition, Containerd, Definition, Dependency, DiskLimit, Health, Hook, Permissions, Prepared,
+    Condition, Containerd, Definition, Dependency, Health, Hook, Permissions, Prepared,
     Runner, Timing, health,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -155,8 +155,7 @@ pub(crate) async fn start_api(node: &Node) -> Result<(), Error> {
     };
     node.spawn(metrics::socket::serve(metrics::socket::SOCKET, text, shutdown));
     // `/var` is mounted by now.
-    let logs = node.supervisor().logs().clone();
-    node.spawn(logs.keep_in(LOGS.into(), DiskLimit::default(), node.shutdown().clone()));
+    node.logs().start(LOGS.into());
     start(node, Definition::new("machined", runner)).await
 }
 

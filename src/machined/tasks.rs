@@ -19,6 +19,8 @@ const OPEN_FILES: u64 = 1_048_576;
 const ENTROPY_LIMIT: Duration = Duration::from_secs(2);
 /// More than killing takes: it ends by itself.
 const KILL_LIMIT: Duration = Duration::from_secs(20);
+/// More than writing and sending the last lines takes: it ends by itself.
+const LOGS_LIMIT: Duration = Duration::from_secs(5);
 /// All services together get this long to stop.
 const STOP_LIMIT: Duration = Duration::from_secs(60);
 
@@ -73,6 +75,8 @@ pub(crate) async fn perform(node: &Node, task: Task) -> Result<(), Error> {
             Ok(())
         }
         Task::UnmountAll => {
+            // Nobody is left who says anything; where it is kept is about to go.
+            node.logs().finish(LOGS_LIMIT).await;
             power::within(power::DISK_LIMIT, "unmounting", power::put_away).await;
             Ok(())
         }

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use nix::fcntl::OFlag;
 use orlop_rt::CancellationToken;
+use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
 use crate::log::{Logs, Reader};
@@ -31,34 +32,45 @@ const LAST_ROUNDS: u32 = 16;
 /// How much of a service's output is kept on disk: `file_bytes * (old_files + 1)` at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DiskLimit {
-    /// Of one file; it is rotated before it gets larger. At least 1.
+    /// Of one file; it is rotated before it gets larger. At least 1 is gone by.
     pub file_bytes: u64,
     /// Kept besides the newest.
     pub old_files: u32,
 }
 
+impl DiskLimit {
+    /// `bytes` for all files of a service together, a quarter of it for the newest.
+    #[must_use]
+    pub fn of_bytes(bytes: u64) -> Self {
+        Self { file_bytes: bytes / 4, old_files: 3 }
+    }
+}
+
 impl Default for DiskLimit {
     /// 4 MiB, of which the newest is 1 MiB.
     fn default() -> Self {
-        Self { file_bytes: 1 << 20, old_files: 3 }
+        Self::of_bytes(4 << 20)
     }
 }
 
 impl Logs {
     /// Keeps all logs, from the first byte on (if still known), in `folder` (made if missing) until
     /// `shutdown`; then what is left is written, and all files are closed. Trouble with the disk is
-    /// told once, until it is over.
-    ///
-    /// # Panics
-    /// When no file may hold anything.
-    pub async fn keep_in(self, folder: PathBuf, limit: DiskLimit, shutdown: CancellationToken) {
-        assert!(limit.file_bytes > 0, "a file must hold something");
-        let written = self.written.clone();
+    /// told once, until it is over. A limit that changes holds from the next round on.
+    pub async fn keep_in(
+        self,
+        folder: PathBuf,
+        limit: watch::Receiver<DiskLimit>,
+        shutdown: CancellationToken,
+    ) {
+        let mut written = self.written.subscribe();
         let mut archive = Archive { logs: self, folder, limit, files: BTreeMap::new() };
         let mut trouble = false;
         let mut rounds = 0..LAST_ROUNDS;
         loop {
             let last = shutdown.is_cancelled();
+            // Marked as seen before the round, so that a write in between is not missed.
+            written.borrow_and_update();
             let result;
             (archive, result) = write(archive).await;
             match result {
@@ -71,7 +83,8 @@ impl Logs {
                         tracing::info!(dropped_bytes, "logs are kept on disk again");
                     }
                     tokio::select! {
-                        () = written.notified() => {}
+                        // The sender is in the archive.
+                        _ = written.changed() => {}
                         () = shutdown.cancelled() => {}
                     }
                 }
@@ -104,7 +117,7 @@ async fn write(mut archive: Archive) -> (Archive, io::Result<More>) {
 struct Archive {
     logs: Logs,
     folder: PathBuf,
-    limit: DiskLimit,
+    limit: watch::Receiver<DiskLimit>,
     files: BTreeMap<String, Kept>,
 }
 
@@ -119,12 +132,13 @@ impl Archive {
     /// Writes some of each log. One that fails does not hold back the others; the first error counts.
     fn round(&mut self) -> io::Result<More> {
         let mut result = Ok(More::No);
+        let limit = *self.limit.borrow();
         for id in self.logs.ids() {
             let Some(log) = self.logs.get(&id) else { continue };
             // An id is a word; were it a path, it would not lead out of the folder.
             let path = self.folder.join(format!("{}.log", id.replace('/', "_")));
             let kept = self.files.entry(id).or_insert_with(|| Kept::new(log.read_all(), path));
-            match (kept.step(self.limit), &result) {
+            match (kept.step(limit), &result) {
                 (Ok(More::No), _) | (_, Err(_)) => {}
                 (other, Ok(_)) => result = other,
             }
@@ -172,7 +186,7 @@ impl Kept {
             Some(open) => open,
             none => none.insert(open(&self.path)?),
         };
-        let fits = fit(bytes, *size, limit.file_bytes);
+        let fits = fit(bytes, *size, limit.file_bytes.max(1));
         if fits == 0 {
             self.file = None;
             rotate(&self.path, limit.old_files)?;

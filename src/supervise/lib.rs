@@ -3,7 +3,7 @@
 //! [`machine`] decides, purely; [`supervisor`] does what it says, with one task per run of a service,
 //! through three runners: [`process`] (a child of PID 1), [`container`] (a container of containerd)
 //! and a future inside the process ([`Runner::task`]). [`log`] keeps what services write, in memory and
-//! (`archive`) on disk, [`reaper`] waits for every child of the process, [`health`] has the checks most
+//! (`archive`) on disk, [`forward`] sends it on, [`reaper`] waits for every child of the process, [`health`] has the checks most
 //! services need.
 
 #![forbid(unsafe_code)]
@@ -14,6 +14,7 @@ mod cgroup;
 pub mod container;
 mod control;
 mod definition;
+pub mod forward;
 pub mod health;
 pub mod log;
 pub mod machine;

@@ -3,13 +3,15 @@
 //! A ring starts at 16 KiB and doubles to 1 MiB (or what [`Logs::with_capacity`] says); then the
 //! oldest bytes are lost. Writers never wait. A reader that was overtaken goes on 2 KiB after the
 //! oldest byte kept, so that the next write does not overtake it at once. [`Logs::keep_in`] follows
-//! all rings to disk.
+//! all rings to disk, [`Logs::forward`] over the network.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
+
+use crate::forward::Destinations;
 
 const MIN: usize = 16 << 10;
 const MAX: usize = 1 << 20;
@@ -21,10 +23,11 @@ pub struct Logs {
     /// Guards the table; held for a look-up.
     logs: Arc<Mutex<BTreeMap<String, Log>>>,
     /// Of each ring.
-    capacity: usize,
-    /// Wakes who keeps the logs on disk.
-    pub(crate) written: Arc<Notify>,
+    capacity: Arc<AtomicUsize>,
+    /// Wakes who follows all logs: to disk, over the network.
+    pub(crate) written: Arc<watch::Sender<()>>,
     pub(crate) dropped: Arc<AtomicU64>,
+    pub(crate) destinations: Arc<Destinations>,
 }
 
 impl Default for Logs {
@@ -39,16 +42,26 @@ impl Logs {
     pub fn with_capacity(bytes: usize) -> Self {
         Self {
             logs: Arc::default(),
-            capacity: bytes.max(MIN),
+            capacity: Arc::new(AtomicUsize::new(bytes.max(MIN))),
             written: Arc::default(),
             dropped: Arc::default(),
+            destinations: Arc::default(),
         }
+    }
+
+    /// From now on keeps the last `bytes` of each service, 16 KiB at least.
+    pub fn resize(&self, bytes: usize) {
+        let capacity = bytes.max(MIN);
+        let logs = lock(&self.logs);
+        // Under the lock of the table, so that a new log has it as well.
+        self.capacity.store(capacity, Ordering::Relaxed);
+        logs.values().for_each(|log| lock(&log.ring).resize(capacity));
     }
 
     /// The log of `id`, made if it is not there.
     #[must_use]
     pub fn register(&self, id: &str) -> Log {
-        let make = || Log::new(self.capacity, self.written.clone());
+        let make = || Log::new(self.capacity.load(Ordering::Relaxed), self.written.clone());
         lock(&self.logs).entry(id.to_owned()).or_insert_with(make).clone()
     }
 
@@ -78,11 +91,11 @@ pub struct Log {
     ring: Arc<Mutex<Ring>>,
     /// Where the log ends; wakes those who follow.
     end: Arc<watch::Sender<u64>>,
-    written: Arc<Notify>,
+    written: Arc<watch::Sender<()>>,
 }
 
 impl Log {
-    fn new(capacity: usize, written: Arc<Notify>) -> Self {
+    fn new(capacity: usize, written: Arc<watch::Sender<()>>) -> Self {
         let ring = Ring { capacity, bytes: VecDeque::new(), end: 0 };
         Self { ring: Arc::new(Mutex::new(ring)), end: Arc::new(watch::Sender::new(0)), written }
     }
@@ -95,7 +108,7 @@ impl Log {
             ring.end
         };
         self.end.send_replace(end);
-        self.written.notify_one();
+        self.written.send_replace(());
     }
 
     /// Bytes that were ever written.
@@ -181,6 +194,12 @@ impl Ring {
         self.end - self.bytes.len() as u64
     }
 
+    fn resize(&mut self, capacity: usize) {
+        self.capacity = capacity;
+        self.bytes.drain(..self.bytes.len().saturating_sub(capacity));
+        self.bytes.shrink_to(capacity);
+    }
+
     fn write(&mut self, bytes: &[u8]) {
         self.end += bytes.len() as u64;
         let bytes = &bytes[bytes.len().saturating_sub(self.capacity)..];
@@ -221,7 +240,7 @@ impl Ring {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -262,6 +281,24 @@ mod tests {
         log.write(&vec![b'y'; 3 * MAX]);
         assert_eq!(capacity(&log), MAX);
         assert_eq!(log.read(None).available(usize::MAX), vec![b'y'; MAX]);
+    }
+
+    #[test]
+    fn another_size_holds_for_what_is_there_and_for_what_comes() {
+        let logs = Logs::default();
+        let old = logs.register("old");
+        old.write(&vec![b'x'; MAX]);
+        let mut reader = old.read(None);
+        logs.resize(2 * MIN);
+        assert_eq!(text(&old, None).len(), 2 * MIN);
+        assert!(lock(&old.ring).bytes.capacity() < 4 * MIN);
+        assert_eq!(reader.available(usize::MAX).len() as u64, 2 * MIN as u64 - GAP);
+        let new = logs.register("new");
+        new.write(&vec![b'y'; MAX]);
+        assert_eq!(text(&new, None).len(), 2 * MIN);
+        logs.resize(MAX);
+        old.write(&vec![b'z'; MAX]);
+        assert_eq!(text(&old, None), "z".repeat(MAX));
     }
 
     #[test]

@@ -545,7 +545,7 @@ fn now() -> Now {
 }
 
 /// Spaces restarts; std seeds its hashers from the kernel.
-fn random() -> u32 {
+pub(crate) fn random() -> u32 {
     let [a, b, c, d, ..] = RandomState::new().build_hasher().finish().to_ne_bytes();
     u32::from_ne_bytes([a, b, c, d])
 }

@@ -13,6 +13,7 @@ use orlop_supervise::process::Spec;
 use orlop_supervise::{
     Definition, DiskLimit, Handle, Logs, Reaper, Restart, Runner, State, Supervisor,
 };
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -76,7 +77,7 @@ async fn a_folder_that_comes_late_gets_all_that_is_still_known() {
     log.write(b"early\n");
     let shutdown = CancellationToken::new();
     let mut tasks = JoinSet::new();
-    tasks.spawn(logs.clone().keep_in(folder.clone(), SMALL, shutdown.clone()));
+    tasks.spawn(logs.clone().keep_in(folder.clone(), fixed(SMALL), shutdown.clone()));
     // More than the ring holds.
     for _ in 0..1000 {
         log.write(b"nobody keeps this line of some length\n");
@@ -106,7 +107,7 @@ async fn a_full_disk_costs_what_the_ring_could_not_hold_and_no_more() {
     let log = logs.register("x");
     let (shutdown, mut tasks) = (CancellationToken::new(), JoinSet::new());
     let limit = DiskLimit { file_bytes: 64 << 10, old_files: 1 };
-    tasks.spawn(logs.clone().keep_in(folder.clone(), limit, shutdown.clone()));
+    tasks.spawn(logs.clone().keep_in(folder.clone(), fixed(limit), shutdown.clone()));
     for number in 0..10_000 {
         log.write(format!("line {number}\n").as_bytes());
         tokio::task::yield_now().await;
@@ -131,7 +132,8 @@ fn a_flood_stalls_nobody_and_fills_nothing() {
     let before = resident_kib();
     run(async |handle| {
         let (shutdown, mut tasks) = (CancellationToken::new(), JoinSet::new());
-        let keeper = handle.logs().clone().keep_in(path, DiskLimit::default(), shutdown.clone());
+        let limit = fixed(DiskLimit::default());
+        let keeper = handle.logs().clone().keep_in(path, limit, shutdown.clone());
         tasks.spawn(keeper);
         let status = once(handle, "yes 'one more line of the flood' | head -c 200000000").await;
         assert_eq!(status.state, State::Finished, "{status:#?}");
@@ -170,7 +172,11 @@ fn garbage_without_a_newline_is_kept_as_it_is() {
 async fn keep(logs: &Logs, folder: &Path, limit: DiskLimit) {
     let shutdown = CancellationToken::new();
     shutdown.cancel();
-    logs.clone().keep_in(folder.to_owned(), limit, shutdown).await;
+    logs.clone().keep_in(folder.to_owned(), fixed(limit), shutdown).await;
+}
+
+fn fixed(limit: DiskLimit) -> watch::Receiver<DiskLimit> {
+    watch::channel(limit).1
 }
 
 /// Waits until the file ends so. A file cannot be waited for, so it is read until then.
