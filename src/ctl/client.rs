@@ -391,6 +391,8 @@ replies! {
     machine::DiskStatsResponse => machine::DiskStats,
     machine::LoadAvgResponse => machine::LoadAvg,
     machine::MemoryResponse => machine::Memory,
+    machine::MetaDeleteResponse => machine::MetaDelete,
+    machine::MetaWriteResponse => machine::MetaWrite,
     machine::MountsResponse => machine::Mounts,
     machine::NetstatResponse => machine::Netstat,
     machine::NetworkDeviceStatsResponse => machine::NetworkDeviceStats,

@@ -37,6 +37,7 @@ mod golden;
 mod images;
 mod logs;
 mod memory;
+mod meta;
 mod metrics;
 mod mounts;
 mod netstat;
@@ -125,6 +126,7 @@ async fn ask(client: &client::Client, command: &Command) -> Result<(), Error> {
         Command::List(options) => files::list(client, options).await,
         Command::Logs(options) => logs::logs(client, options).await,
         Command::Memory(options) => memory::run(client, options).await,
+        Command::Meta(command) => meta::run(client, command).await,
         Command::Metrics(options) => metrics::run(client, options).await,
         Command::Mounts(options) => mounts::run(client, options).await,
         Command::Netstat(options) => netstat::run(client, options).await,

@@ -9,7 +9,7 @@ use crate::endpoint::Endpoint;
 use crate::stranger::Stranger;
 use crate::{
     apply, capture, containers, context, copy, dashboard, disks, events, files, generate, images,
-    logs, memory, metrics, mounts, netstat, network, processes, restart, services, timeline,
+    logs, memory, meta, metrics, mounts, netstat, network, processes, restart, services, timeline,
     validate, version,
 };
 
@@ -83,6 +83,9 @@ pub(crate) enum Command {
     /// Show memory usage
     #[command(visible_aliases = ["m", "free"])]
     Memory(memory::Options),
+    /// Change what nodes keep in their partition META
+    #[command(subcommand)]
+    Meta(meta::Command),
     /// Print the figures of nodes as Prometheus reads them
     Metrics(metrics::Options),
     /// List file systems
@@ -135,6 +138,7 @@ impl Command {
         let stranger = match self {
             Self::ApplyConfig(options) => &options.stranger,
             Self::Disks(options) => &options.stranger,
+            Self::Meta(command) => command.stranger(),
             Self::Version(options) => &options.stranger,
             _ => return None,
         };

@@ -4,7 +4,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// As much of a device as [`probe`] looks at.
 pub const PROBE_BYTES: usize = 0x8000 + 2048;
@@ -70,6 +70,25 @@ pub fn find(label: &str) -> io::Result<Option<(PathBuf, Volume)>> {
         }
     }
     Ok(None)
+}
+
+/// The kernel's names of the partitions with this name (of GPT's), sorted. `class` is
+/// `/sys/class/block`.
+///
+/// # Errors
+/// When that cannot be read; a partition that is gone meanwhile is passed over.
+pub fn partitions(class: &Path, label: &str) -> io::Result<Vec<String>> {
+    let named = |entry: &fs::DirEntry| {
+        let told = fs::read_to_string(entry.path().join("uevent")).unwrap_or_default();
+        told.lines().any(|line| line.strip_prefix("PARTNAME=") == Some(label))
+    };
+    let mut names: Vec<_> = fs::read_dir(class)?
+        .filter_map(Result::ok)
+        .filter(named)
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    Ok(names)
 }
 
 #[cfg(test)]

@@ -29,6 +29,7 @@ mod kmsg;
 pub mod label;
 mod logs;
 mod maintenance;
+pub mod meta;
 mod metrics;
 mod mounts;
 mod node;

@@ -50,6 +50,17 @@ pub(crate) fn find(wanted: &str) -> Result<Option<(PathBuf, &'static str)>, Erro
     Ok(found.map(|(device, volume)| (device, volume.fstype)))
 }
 
+/// The device with this label: of its file system, else of the partition.
+pub(crate) fn device(label: &str) -> Result<Option<PathBuf>, Error> {
+    if let Some((device, _)) = find(label)? {
+        return Ok(Some(device));
+    }
+    let class = Path::new("/sys/class/block");
+    let names = label::partitions(class, label)
+        .map_err(|source| Error::file("list the block devices in", class, source))?;
+    Ok(names.first().map(|name| Path::new("/dev").join(name)))
+}
+
 /// The kernel's names of the devices that what the node keeps is on.
 pub(crate) fn kept_on() -> io::Result<Vec<String>> {
     let name = |device: PathBuf| Some(device.file_name()?.to_str()?.to_owned());

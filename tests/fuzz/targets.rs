@@ -35,6 +35,7 @@ pub static TARGETS: &[Target] = &[
     ("udp_in_a_packet", udp_in_a_packet, &[PACKET]),
     ("dhcp_reply", dhcp_reply, &[&DHCP_ACK]),
     ("volume_label", volume_label, &[&ISO]),
+    ("meta", meta, &[META]),
     ("socket_table", socket_table, &[SOCKET]),
     ("uevent", uevent, &[UEVENT]),
     ("superblock", superblock, &[&ISO, &DISK]),
@@ -117,6 +118,16 @@ pub fn volume_label(bytes: &[u8]) {
     let _ = orlop_machined::label::probe(bytes);
 }
 
+/// META, and the inside of a block of it: nothing gets there by chance, past its sum.
+pub fn meta(bytes: &[u8]) {
+    use orlop_machined::meta::{decode, encode, entries, read};
+    let _ = read(bytes);
+    if let Some(tags) = entries(bytes) {
+        let block = encode(&tags, bytes.len() + 64);
+        assert!(block.is_ok_and(|block| decode(&block) == Some(tags)), "written differently");
+    }
+}
+
 pub fn socket_table(bytes: &[u8]) {
     let line = String::from_utf8_lossy(bytes);
     for protocol in ["tcp", "tcp6"] {
@@ -172,6 +183,7 @@ pub fn answer_to_merge(bytes: &[u8]) {
     }
 }
 
+const META: &[u8] = b"\0\0\0\x07\0\0\0\x05image\0\0\0\x06\0\0\0\x01A\0\0\0\0\0\0\0\0";
 const ARGUMENTS: &[u8] =
     b"console=ttyS0 talos.platform=metal talos.config=http://10.0.2.2/c talos.hostname=n panic=10";
 const STATIC_ADDRESS: &[u8] = b"ip=10.0.0.2::10.0.0.1:255.255.255.0:node:eth0:off:1.1.1.1";

@@ -11,6 +11,7 @@ use tonic::{Code, Status};
 
 use crate::Error;
 use crate::apply::{self, Mode, Problem};
+use crate::meta;
 use crate::node::Node;
 use crate::power::End;
 use crate::volumes::{self, EPHEMERAL, LABELS, STATE};
@@ -69,10 +70,7 @@ fn mode(request: &proto::ApplyConfigurationRequest) -> Result<Mode, Status> {
 
 /// `Reset`: which devices are wiped, and how the node ends.
 pub(super) fn reset(node: &Node, request: &proto::ResetRequest) -> Result<(), Status> {
-    let devices = wiped(request, |label| {
-        let found = volumes::find(label).map_err(|error| internal(&error))?;
-        Ok(found.map(|(device, _)| device))
-    })?;
+    let devices = wiped(request, |label| volumes::device(label).map_err(|error| internal(&error)))?;
     let end = if request.reboot { End::Reboot } else { node.shutdown_end() };
     node.request_reset(devices, end);
     Ok(())
@@ -109,6 +107,26 @@ fn wiped(
     Ok(devices)
 }
 
+/// A key of META.
+pub(super) fn meta_key(key: u32) -> Result<u8, Status> {
+    u8::try_from(key)
+        .map_err(|_| Status::invalid_argument(format!("key {key}: keys of META are 0 to 255")))
+}
+
+/// Why META stays as it was.
+pub(super) fn meta_status(error: &meta::Error) -> Status {
+    let code = match error {
+        meta::Error::Missing | meta::Error::Several(_) | meta::Error::Foreign => {
+            Code::FailedPrecondition
+        }
+        meta::Error::Full { .. } => Code::ResourceExhausted,
+        meta::Error::EmptyZero => Code::InvalidArgument,
+        meta::Error::NoKey(_) => Code::NotFound,
+        meta::Error::Device { .. } => Code::Internal,
+    };
+    Status::new(code, orlop_rt::Chain(error).to_string())
+}
+
 /// `Bootstrap`, on a node that has no etcd to start.
 pub(super) fn bootstrap(node: &Node) -> Result<proto::Bootstrap, Status> {
     let config = node.config().map_err(|error| internal(&error))?;
@@ -135,6 +153,7 @@ fn internal(error: &Error) -> Status {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
 
@@ -158,6 +177,19 @@ mod tests {
         assert_eq!(decided(&[spec(STATE, false)]), Ok(Vec::new()));
         assert_eq!(decided(&[spec("root", true)]), Err("label \"root\" is not supported".into()));
         assert_eq!(decided(&[spec("META", true)]), Err("no volume is labelled \"META\"".into()));
+    }
+
+    #[test]
+    fn what_keeps_meta_as_it_was_has_a_code_of_its_own() {
+        assert_eq!(meta_key(255).ok(), Some(255));
+        assert_eq!(meta_key(256).unwrap_err().code(), Code::InvalidArgument);
+        let missing = meta_status(&meta::Error::Missing);
+        assert_eq!(missing.code(), Code::FailedPrecondition);
+        assert!(missing.message().contains("sgdisk -n 0:0:+1M -c 0:META"), "{missing}");
+        let absent = meta_status(&meta::Error::NoKey(12));
+        assert_eq!((absent.code(), absent.message()), (Code::NotFound, "key 12 is not in META"));
+        let full = meta_status(&meta::Error::Full { used: 2, room: 1 });
+        assert_eq!(full.code(), Code::ResourceExhausted);
     }
 
     #[test]

@@ -22,6 +22,7 @@ mod walk;
 
 use std::path::Path;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use std::{fs, io};
 
@@ -35,6 +36,7 @@ use orlop_proto::storage::storage_service_server::StorageServiceServer;
 use orlop_rt::{CancellationToken, version};
 use orlop_supervise::machine::Entry;
 use orlop_supervise::{Permissions, Service, State};
+use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
 use tonic::codec::CompressionEncoding;
 use tonic::service::Routes;
@@ -43,6 +45,7 @@ use tonic::{Request, Response, Status};
 use threads::Threads;
 
 use crate::kmsg::{self, Line};
+use crate::meta;
 use crate::node::Node;
 use crate::power::End;
 use crate::services::CONTAINERD_SOCKET;
@@ -73,7 +76,7 @@ const GRACE: Duration = Duration::from_secs(2);
 /// Serves until `shutdown`; calls under way may finish.
 pub(crate) async fn serve(node: Node, shutdown: CancellationToken) -> io::Result<()> {
     let incoming = orlop_rpc::unix::listen(SOCKET)?;
-    let machine = Machine { node: node.clone(), threads: Threads::new() };
+    let machine = Machine { node: node.clone(), threads: Threads::new(), meta: Arc::default() };
     let machine = MachineServiceServer::new(machine)
         .accept_compressed(CompressionEncoding::Gzip)
         .max_decoding_message_size(REQUEST_LIMIT);
@@ -91,6 +94,8 @@ pub(crate) async fn serve(node: Node, shutdown: CancellationToken) -> io::Result
 struct Machine {
     node: Node,
     threads: Threads,
+    /// Held while META is changed.
+    meta: Arc<Mutex<()>>,
 }
 
 /// What can be asked for a service.
@@ -146,6 +151,18 @@ impl Machine {
     ) -> Response<Items<T>> {
         let end = self.node.shutdown().clone().cancelled_owned();
         Response::new(Box::pin(items.take_until(end)))
+    }
+
+    /// One change at a time; a client that goes does not leave half of one.
+    async fn change_meta(&self, key: u8, value: Option<Vec<u8>>) -> Result<(), Status> {
+        let turn = Arc::clone(&self.meta).lock_owned().await;
+        let change = move || {
+            let result = meta::change(key, value);
+            drop(turn);
+            result
+        };
+        let changed = spawn_blocking(change).await.map_err(|error| failed("change META", error))?;
+        changed.map_err(|error| lifecycle::meta_status(&error))
     }
 
     /// What is so already succeeds without a permission; restarting what is down starts it.
@@ -515,6 +532,25 @@ impl MachineService for Machine {
     async fn reset(&self, request: Request<proto::ResetRequest>) -> Answer<proto::ResetResponse> {
         lifecycle::reset(&self.node, &request.into_inner())?;
         Ok(Response::new(proto::ResetResponse { messages: vec![proto::Reset { metadata: None }] }))
+    }
+
+    async fn meta_write(
+        &self,
+        request: Request<proto::MetaWriteRequest>,
+    ) -> Answer<proto::MetaWriteResponse> {
+        let proto::MetaWriteRequest { key, value } = request.into_inner();
+        self.change_meta(lifecycle::meta_key(key)?, Some(value)).await?;
+        let messages = vec![proto::MetaWrite { metadata: None }];
+        Ok(Response::new(proto::MetaWriteResponse { messages }))
+    }
+
+    async fn meta_delete(
+        &self,
+        request: Request<proto::MetaDeleteRequest>,
+    ) -> Answer<proto::MetaDeleteResponse> {
+        self.change_meta(lifecycle::meta_key(request.into_inner().key)?, None).await?;
+        let messages = vec![proto::MetaDelete { metadata: None }];
+        Ok(Response::new(proto::MetaDeleteResponse { messages }))
     }
 
     async fn reboot(&self, _: Request<()>) -> Answer<proto::RebootResponse> {
