@@ -24,6 +24,18 @@ pub mod health {
     tonic::include_proto!("health");
 }
 
+/// Health of what a server offers, as every client of gRPC knows it
+/// (`proto/grpc/health/v1/health.proto`).
+pub mod grpc {
+    /// Health checking.
+    pub mod health {
+        /// The version there is.
+        pub mod v1 {
+            tonic::include_proto!("grpc.health.v1");
+        }
+    }
+}
+
 /// The machine API (`proto/machine.proto`).
 pub mod machine {
     tonic::include_proto!("machine");

@@ -2,10 +2,13 @@
 //!
 //! apid knows this socket only. A call's path names its service, [`table`] the daemon that serves it,
 //! and [`orlop_rpc::proxy`] hands the call on as it is: no message is decoded here. What nobody
-//! serves, and a daemon that is not there, is answered with a status.
+//! serves, and a daemon that is not there, is answered with a status. What there is ([`reflection`]) and
+//! whether it is well ([`health`]), routerd says itself.
 
 #![forbid(unsafe_code)]
 
+mod health;
+mod reflection;
 mod table;
 
 use std::convert::Infallible;
@@ -18,18 +21,26 @@ use std::time::Duration;
 
 use clap::Parser;
 use http::{Request, Response};
+use orlop_proto::grpc::health::v1::health_server::HealthServer;
 use orlop_rpc::access::Call;
 use orlop_rpc::proxy::{Backend, Method};
 use orlop_rpc::unix;
 use orlop_rt::CancellationToken;
 use tonic::Status;
 use tonic::body::Body;
+use tonic::transport::Channel;
+use tower::ServiceExt as _;
 use tracing::info;
 
+use crate::health::Checks;
+use crate::reflection::{Reflection, Version};
 use crate::table::Daemon;
 
 /// How long calls under way may take to end after a signal.
 const GRACE: Duration = Duration::from_secs(10);
+
+/// How often the daemons are asked how they are, for those who watch their health.
+const CHECK_EVERY: Duration = Duration::from_secs(5);
 
 /// Passes local calls to the daemon that serves them.
 #[derive(Clone, Debug, Parser)]
@@ -50,6 +61,9 @@ pub struct Options {
     /// Log each call
     #[arg(long)]
     pub debug: bool,
+    /// How often the daemons are asked how they are
+    #[arg(skip = CHECK_EVERY)]
+    pub check_every: Duration,
 }
 
 /// Why routerd stops.
@@ -93,38 +107,96 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
 }
 
 struct Router {
-    machined: Backend,
-    networkd: Backend,
-    timed: Backend,
+    daemons: Arc<Daemons>,
+    health: HealthServer<Checks>,
+    reflection: Reflection,
+}
+
+/// Who serves a call.
+enum Server<'a> {
+    Daemon(&'a Backend),
+    Health,
+    Reflection(reflection::Version),
 }
 
 impl Router {
     fn new(options: &Options) -> Self {
-        let backend = |name, path: &PathBuf| Backend::new(name, unix::channel(path));
-        Self {
-            machined: backend("machined", &options.machined),
-            networkd: backend("networkd", &options.networkd),
-            timed: backend("timed", &options.timed),
-        }
+        let daemons = Arc::new(Daemons::new(options));
+        let health = HealthServer::new(Checks::new(Arc::clone(&daemons), options.check_every));
+        Self { daemons, health, reflection: Reflection::default() }
     }
 
     async fn call(&self, request: Request<Body>) -> Response<Body> {
         let call = Call::begin(&request, || "local");
-        let response = match self.backend(request.uri().path()) {
-            Ok(backend) => backend.forward(request).await,
+        let response = match self.server(request.uri().path()) {
+            Ok(Server::Daemon(backend)) => backend.forward(request).await,
+            Ok(Server::Reflection(version)) => self.reflection.call(version, request).await,
+            Ok(Server::Health) => match self.health.clone().oneshot(request).await {
+                Ok(response) => response,
+                Err(never) => match never {},
+            },
             Err(status) => status.into_http(),
         };
         call.watch(response)
     }
 
-    fn backend(&self, path: &str) -> Result<&Backend, Status> {
+    fn server(&self, path: &str) -> Result<Server<'_>, Status> {
         let service = Method::parse(path)?.service;
+        match service {
+            "grpc.health.v1.Health" => return Ok(Server::Health),
+            reflection::V1 => return Ok(Server::Reflection(Version::V1)),
+            reflection::V1ALPHA => return Ok(Server::Reflection(Version::V1Alpha)),
+            _ => {}
+        }
         match table::daemon(service) {
-            Some(Daemon::Machined) => Ok(&self.machined),
-            Some(Daemon::Networkd) => Ok(&self.networkd),
-            Some(Daemon::Timed) => Ok(&self.timed),
+            Some(daemon) => Ok(Server::Daemon(&self.daemons.get(daemon).backend)),
             None => Err(Status::unknown(format!("service {service} is not defined"))),
         }
+    }
+}
+
+/// The ways to the daemons.
+struct Daemons {
+    machined: Way,
+    networkd: Way,
+    timed: Way,
+}
+
+struct Way {
+    socket: PathBuf,
+    channel: Channel,
+    backend: Backend,
+}
+
+impl Daemons {
+    fn new(options: &Options) -> Self {
+        let way = |name, socket: &PathBuf| {
+            let channel = unix::channel(socket);
+            let backend = Backend::new(name, channel.clone());
+            Way { socket: socket.clone(), channel, backend }
+        };
+        Self {
+            machined: way("machined", &options.machined),
+            networkd: way("networkd", &options.networkd),
+            timed: way("timed", &options.timed),
+        }
+    }
+
+    fn get(&self, daemon: Daemon) -> &Way {
+        match daemon {
+            Daemon::Machined => &self.machined,
+            Daemon::Networkd => &self.networkd,
+            Daemon::Timed => &self.timed,
+        }
+    }
+
+    fn channel(&self, daemon: Daemon) -> Channel {
+        self.get(daemon).channel.clone()
+    }
+
+    /// Whether it has ever made its socket. (A look at a file system in memory.)
+    fn present(&self, daemon: Daemon) -> bool {
+        self.get(daemon).socket.exists()
     }
 }
 

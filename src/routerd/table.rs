@@ -1,22 +1,36 @@
 //! Which daemon serves which service.
 
 /// A daemon with a socket of its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Daemon {
     Machined,
     Networkd,
     Timed,
 }
 
-const TABLE: [(&str, Daemon); 7] = [
+impl Daemon {
+    pub(crate) const ALL: [Self; 3] = [Self::Machined, Self::Networkd, Self::Timed];
+}
+
+/// The services of both generations. What the daemon does not have, it answers with `Unimplemented`.
+const TABLE: [(&str, Daemon); 15] = [
     ("machine.MachineService", Daemon::Machined),
     ("cluster.ClusterService", Daemon::Machined),
     ("orlop.v1alpha1.NodeService", Daemon::Machined),
     ("storage.StorageService", Daemon::Machined),
-    // Old habits: machined has no such service and answers `Unimplemented`.
-    ("os.OSService", Daemon::Machined),
     ("network.NetworkService", Daemon::Networkd),
     ("time.TimeService", Daemon::Timed),
+    // Of v0.3 only.
+    ("os.OSService", Daemon::Machined),
+    // Of today's only.
+    ("cosi.resource.State", Daemon::Machined),
+    ("inspect.InspectService", Daemon::Machined),
+    ("machine.DebugService", Daemon::Machined),
+    ("machine.ImageService", Daemon::Machined),
+    ("machine.LVMService", Daemon::Machined),
+    ("machine.LifecycleService", Daemon::Machined),
+    ("machine.MDService", Daemon::Machined),
+    ("machine.StorageService", Daemon::Machined),
 ];
 
 /// The daemon that serves `service` (`package.Service`). `None`: nobody on this node does.
@@ -31,8 +45,8 @@ mod tests {
     #[test]
     fn names_match_whole_and_exactly() {
         assert_eq!(daemon("machine.MachineService"), Some(Daemon::Machined));
-        assert_eq!(daemon("storage.StorageService"), Some(Daemon::Machined));
         assert_eq!(daemon("network.NetworkService"), Some(Daemon::Networkd));
+        assert_eq!(daemon("cosi.resource.State"), Some(Daemon::Machined));
         for stranger in ["", "machine", "machine.MachineService2", "Machine.MachineService", "/"] {
             assert_eq!(daemon(stranger), None, "{stranger}");
         }

@@ -5,12 +5,13 @@
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
 use http_body_util::{BodyExt as _, StreamBody};
+use orlop_proto::grpc::health::v1::HealthCheckRequest;
+use orlop_proto::grpc::health::v1::health_check_response::ServingStatus;
+use orlop_proto::grpc::health::v1::health_client::HealthClient;
 use orlop_rpc::proxy::trailers;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tonic::Code;
-use tonic::transport::Channel;
-use tower::ServiceExt as _;
 
 use super::*;
 
@@ -33,6 +34,7 @@ impl Fixture {
             networkd: path("networkd.sock"),
             timed: path("timed.sock"),
             debug: false,
+            check_every: Duration::from_millis(5),
         };
         let channel = unix::channel(&options.socket);
         let (events, received) = mpsc::channel(8);
@@ -151,6 +153,85 @@ async fn a_daemon_that_is_not_there_is_unavailable_at_once_and_served_when_it_co
     fixture.tasks.spawn(async { serving.await.unwrap() });
     let late = (Code::OutOfRange, "late".to_owned());
     assert_eq!(fixture.status("/time.TimeService/Time").await, late);
+}
+
+/// A daemon that answers everything with `text`.
+struct Daemon {
+    stop: CancellationToken,
+    serving: tokio::task::JoinHandle<()>,
+}
+
+impl Daemon {
+    fn start(socket: &std::path::Path, text: &'static str) -> Self {
+        let incoming = unix::listen(socket).unwrap();
+        let service =
+            tower::service_fn(
+                move |_| async move { Err::<Response<Body>, _>(Status::aborted(text)) },
+            );
+        let stop = CancellationToken::new();
+        let serving = orlop_rpc::serve(service, incoming, stop.clone(), GRACE);
+        Self { stop, serving: tokio::spawn(async { serving.await.unwrap() }) }
+    }
+
+    /// Ends it, its connections included.
+    async fn end(self) {
+        self.stop.cancel();
+        self.serving.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_daemon_that_restarts_is_unavailable_at_once_and_then_back() {
+    let fixture = Fixture::start();
+    let socket = fixture.folder.path().join("networkd.sock");
+    let routes = "/network.NetworkService/Routes";
+    for text in ["first", "second", "third"] {
+        let running = Daemon::start(&socket, text);
+        // The connection of the daemon before may only now be found to be gone.
+        let said = loop {
+            match fixture.status(routes).await {
+                (Code::Unavailable, _) => tokio::task::yield_now().await,
+                said => break said,
+            }
+        };
+        assert_eq!(said, (Code::Aborted, text.to_owned()));
+        running.end().await;
+        assert_eq!(fixture.status(routes).await.0, Code::Unavailable);
+    }
+}
+
+#[tokio::test]
+async fn health_is_asked_of_the_daemons() {
+    let mut fixture = Fixture::start();
+    fixture.status("/").await;
+    let ask = |service: &str| HealthCheckRequest { service: service.to_owned() };
+    let mut health = HealthClient::new(fixture.channel.clone());
+    for (service, expected) in [
+        // machined has no `health.Health`, and says so; the others never came.
+        ("", ServingStatus::Serving),
+        ("machine.MachineService", ServingStatus::Serving),
+        ("grpc.health.v1.Health", ServingStatus::Serving),
+        ("network.NetworkService", ServingStatus::NotServing),
+        ("time.TimeService", ServingStatus::NotServing),
+    ] {
+        let answer = health.check(ask(service)).await.unwrap().into_inner();
+        assert_eq!(answer.status(), expected, "{service}");
+    }
+    let unknown = health.check(ask("nobody.Service")).await.unwrap_err();
+    assert_eq!(unknown.code(), Code::NotFound);
+    let mut unknown = health.watch(ask("nobody.Service")).await.unwrap().into_inner();
+    let first = unknown.message().await.unwrap().unwrap();
+    assert_eq!(first.status(), ServingStatus::ServiceUnknown);
+
+    // A daemon that comes up unwell is the whole node's matter; its end, too.
+    let mut whole = health.watch(ask("")).await.unwrap().into_inner();
+    assert_eq!(whole.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
+    let running = Daemon::start(&fixture.folder.path().join("networkd.sock"), "unwell");
+    assert_eq!(whole.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
+    running.end().await;
+    std::fs::remove_file(fixture.folder.path().join("networkd.sock")).unwrap();
+    assert_eq!(whole.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
+    fixture.tasks.abort_all();
 }
 
 #[tokio::test]
