@@ -27,13 +27,16 @@ pub enum KeyKind {
     P256,
 }
 
-/// What a leaf may be used for: exactly one thing, so that a server's certificate opens no door.
+/// What a leaf may be used for: exactly one thing, so that a server's certificate opens no door; but for
+/// the members of etcd, each of which is a server and a client of every other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Usage {
     /// serverAuth only.
     Server,
     /// clientAuth only.
     Client,
+    /// Both: a member of etcd.
+    Peer,
 }
 
 /// A certificate to issue.
@@ -153,10 +156,13 @@ impl Authority {
         params.use_authority_key_identifier_extension = true;
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![match leaf.usage {
-            Usage::Server => ExtendedKeyUsagePurpose::ServerAuth,
-            Usage::Client => ExtendedKeyUsagePurpose::ClientAuth,
-        }];
+        params.extended_key_usages = match leaf.usage {
+            Usage::Server => vec![ExtendedKeyUsagePurpose::ServerAuth],
+            Usage::Client => vec![ExtendedKeyUsagePurpose::ClientAuth],
+            Usage::Peer => {
+                vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth]
+            }
+        };
         let signed = params.signed_by(key, &self.issuer).map_err(Error::Issue)?;
         Ok(match leaf.organizations.get(1..) {
             None | Some([]) => signed.pem(),
@@ -285,13 +291,13 @@ mod tests {
     #[test]
     fn a_leaf_is_good_for_one_thing_only() {
         let authority = authority(KeyKind::Ed25519);
-        for usage in [Usage::Server, Usage::Client] {
+        for usage in [Usage::Server, Usage::Client, Usage::Peer] {
             let leaf = der_of(&authority.issue(&Leaf { usage, ..admin(&[]) }, now()).unwrap());
             let leaf = decode(&leaf).unwrap();
             let eku = leaf.extended_key_usage().unwrap().unwrap().value;
             assert_eq!(
                 (eku.server_auth, eku.client_auth),
-                (usage == Usage::Server, usage == Usage::Client)
+                (usage != Usage::Client, usage != Usage::Server)
             );
             assert!(!eku.any && eku.other.is_empty() && !leaf.is_ca());
             assert!(leaf.raw_serial().len() >= 15, "{:?}", leaf.raw_serial());
