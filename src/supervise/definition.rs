@@ -83,6 +83,15 @@ pub enum Runner {
 }
 
 impl Runner {
+    /// Adds to what the program is called with.
+    pub(crate) fn push(&mut self, arguments: Vec<String>) {
+        match self {
+            Self::Process(spec, _) => spec.args.extend(arguments),
+            Self::Container(spec, _) => spec.args.extend(arguments),
+            Self::Task(_) => {}
+        }
+    }
+
     /// A service that is a future inside this process, made anew for each run.
     pub fn task<F>(run: impl Fn(CancellationToken) -> F + Send + Sync + 'static) -> Self
     where
@@ -152,10 +161,12 @@ impl fmt::Debug for Hook {
 }
 
 /// What a [`Hook`] found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Prepared {
     /// Go on.
     Run,
+    /// Go on, this run with these arguments behind those of the definition. A task takes none.
+    RunWith(Vec<String>),
     /// There is nothing to do: the service ends as `Skipped`.
     Skip,
 }

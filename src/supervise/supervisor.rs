@@ -458,7 +458,7 @@ async fn attempt(definition: Definition, mut control: Control) -> Outcome {
     }
 }
 
-async fn stages(definition: Definition, control: &mut Control) -> Result<Outcome, Stop> {
+async fn stages(mut definition: Definition, control: &mut Control) -> Result<Outcome, Stop> {
     if let Some(condition) = &definition.condition {
         tokio::select! {
             () = (condition.met)() => {}
@@ -474,6 +474,7 @@ async fn stages(definition: Definition, control: &mut Control) -> Result<Outcome
         };
         match prepared {
             Ok(Prepared::Run) => {}
+            Ok(Prepared::RunWith(arguments)) => definition.runner.push(arguments),
             Ok(Prepared::Skip) => return Ok(Outcome::Skipped),
             Err(error) => return Ok(Outcome::Failed(error)),
         }
