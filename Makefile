@@ -59,9 +59,9 @@ unit: ## unit tests
 	@.ci/deps build
 	cargo test --workspace --lib --bins
 
-integration: build ## tests on real parts: the real binary, containerd, network namespaces
+integration: build ## tests on real parts: the real binary, containerd, etcd, network namespaces
 	@.ci/deps test
-	ORLOP=$(CURDIR)/out/orlop cargo test --workspace --exclude orlop-qemu --test '*' -- --show-output
+	ORLOP_ETCD=$$(.ci/etcd) ORLOP=$(CURDIR)/out/orlop cargo test --workspace --exclude orlop-qemu --test '*' -- --show-output
 
 build: ## the static binary, out/orlop (PROFILE=image|release|dev)
 	@.ci/deps build

@@ -26,6 +26,8 @@ pub(crate) enum Error {
     Pki(#[from] orlop_pki::Error),
     #[error("get a certificate for apid: {0}")]
     Trust(String),
+    #[error("etcd: {0}")]
+    Etcd(String),
     #[error("bring up the services")]
     Services(#[source] orlop_supervise::Error),
 }
@@ -48,6 +50,7 @@ impl Error {
             | Self::System { .. }
             | Self::Acquire { .. }
             | Self::Trust(_)
+            | Self::Etcd(_)
             | Self::Services(_) => true,
         }
     }

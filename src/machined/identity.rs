@@ -305,6 +305,23 @@ fn names(extra: &[String]) -> io::Result<Names> {
     Ok(names)
 }
 
+/// The same without further names: those of the host, and all its addresses.
+pub(crate) fn names_and_addresses() -> io::Result<(Vec<String>, Vec<IpAddr>)> {
+    let Names { dns, ips } = names(&[])?;
+    Ok((dns.into_iter().collect(), ips.into_iter().collect()))
+}
+
+/// The first address that others may reach this node by, in the order of its interfaces.
+pub(crate) fn first_address() -> io::Result<Option<IpAddr>> {
+    let address = |entry: nix::ifaddrs::InterfaceAddress| {
+        let address = entry.address?;
+        let v4 = address.as_sockaddr_in().map(|v4| v4.ip().into());
+        v4.or_else(|| address.as_sockaddr_in6().map(|v6| v6.ip().into()))
+    };
+    let usable = |ip: &IpAddr| is_global_unicast(ip) && !ip.is_loopback();
+    Ok(getifaddrs()?.filter_map(address).find(usable))
+}
+
 fn is_global_unicast(ip: &IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => !(ip.is_unspecified() || ip.is_link_local() || ip.is_multicast()),
@@ -313,7 +330,7 @@ fn is_global_unicast(ip: &IpAddr) -> bool {
 }
 
 /// The kernel's host name, once it has one.
-fn hostname() -> Option<String> {
+pub(crate) fn hostname() -> Option<String> {
     kernel_name("/proc/sys/kernel/hostname")
 }
 
@@ -355,14 +372,17 @@ fn write_trustd(ca: &str, key: &Secret, token: &Secret, own: &Pair) -> Result<()
 }
 
 /// Writes files for one user's eyes, one after the other.
-fn write_all(folder: &str, uid: u32, files: &[(&str, &str)]) -> Result<(), Error> {
+pub(crate) fn write_all(
+    folder: impl AsRef<Path>,
+    uid: u32,
+    files: &[(&str, &str)],
+) -> Result<(), Error> {
+    let folder = folder.as_ref();
     let write = || {
         fs::create_dir_all(folder)?;
         fs::set_permissions(folder, fs::Permissions::from_mode(0o500))?;
         chown(folder, Some(uid), Some(uid))?;
-        files
-            .iter()
-            .try_for_each(|(name, text)| write_one(&Path::new(folder).join(name), text, uid))
+        files.iter().try_for_each(|(name, text)| write_one(&folder.join(name), text, uid))
     };
     write().map_err(|source| Error::file("write keys and certificates to", folder, source))
 }

@@ -15,12 +15,14 @@ mod acquire;
 mod api;
 mod apply;
 mod cgroups;
+mod child;
 mod clock;
 mod config;
 mod disks;
 mod document;
 mod error;
 mod etc;
+pub mod etcd;
 mod events;
 pub mod figures;
 mod hardening;
@@ -83,6 +85,8 @@ enum Command {
     Acquire(acquire::Options),
     /// Get a certificate from trustd, on terms read from standard input (PID 1 runs this as its child).
     Certify,
+    /// Become a member of an etcd cluster, on terms read from standard input (PID 1 runs this as its child).
+    JoinEtcd,
     /// Read standard input to its end, so that the file behind it is in memory (init runs this).
     ReadAhead,
 }
@@ -93,6 +97,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Err(code) => code,
         Ok(Options { command: Some(Command::Acquire(options)) }) => acquire::main(&options),
         Ok(Options { command: Some(Command::Certify) }) => trust::main(),
+        Ok(Options { command: Some(Command::JoinEtcd) }) => etcd::host::join_main(),
         Ok(Options { command: Some(Command::ReadAhead) }) => {
             orlop_rt::exit("machined", io::copy(&mut io::stdin(), &mut io::sink()).map(drop))
         }
@@ -153,6 +158,7 @@ async fn live(cmdline: Cmdline) {
         // The sender lives as long as the node.
         ending = ends.recv() => ending.unwrap_or(End::Reboot.into()),
         end = signalled(&node) => end.into(),
+        never = etcd::host::bootstraps(&node) => match never {},
     };
     down(&node, ending).await;
 }

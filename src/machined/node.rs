@@ -18,6 +18,7 @@ use tracing::{error, info, warn};
 
 use crate::Error;
 use crate::document::Document;
+use crate::etcd::host::Etcd;
 use crate::events::Events;
 use crate::logs::Keeping;
 use crate::plan::{BOOT, INITIALIZE, REBOOT, SHUTDOWN, Sequence};
@@ -60,6 +61,8 @@ struct Inner {
     waiting: Mutex<Option<mpsc::Sender<Document>>>,
     /// Held while a configuration is applied.
     applying: tokio::sync::Mutex<()>,
+    /// What became of etcd so far.
+    etcd: Etcd,
     /// What a reset wipes.
     wiped: OnceLock<Vec<PathBuf>>,
     /// The sequencer's lock: while a sequence runs, another one is refused.
@@ -91,6 +94,7 @@ impl Node {
             config: watch::Sender::default(),
             waiting: Mutex::default(),
             applying: tokio::sync::Mutex::default(),
+            etcd: Etcd::default(),
             wiped: OnceLock::new(),
             locked: AtomicBool::new(true),
             ends: ends.clone(),
@@ -194,6 +198,11 @@ impl Node {
     /// The right to apply a configuration; `None` while another call has it.
     pub(crate) fn applying(&self) -> Option<tokio::sync::MutexGuard<'_, ()>> {
         self.0.applying.try_lock().ok()
+    }
+
+    /// What became of etcd so far.
+    pub(crate) fn etcd(&self) -> &Etcd {
+        &self.0.etcd
     }
 
     /// What the reset that was asked for wipes.

@@ -26,6 +26,9 @@ pub(crate) enum Task {
     KillProcesses,
     UnmountAll,
     WipeVolumes,
+    BootstrapEtcd,
+    StartBootkube,
+    MarkInitialized,
 }
 
 impl Task {
@@ -52,6 +55,9 @@ impl Task {
             Self::KillProcesses => "killProcesses",
             Self::UnmountAll => "unmountSystem",
             Self::WipeVolumes => "resetSystemDisk",
+            Self::BootstrapEtcd => "bootstrapEtcd",
+            Self::StartBootkube => "startBootkube",
+            Self::MarkInitialized => "updateInitStatus",
         }
     }
 }
@@ -124,6 +130,16 @@ pub(crate) const RESET: Sequence = Sequence {
     phases: &[STOP, KILL, UNMOUNT, Phase { name: "reset", tasks: &[Task::WipeVolumes] }],
 };
 
+/// A cluster begins on this node. It runs beside whatever else does (spec §8.2).
+pub(crate) const BOOTSTRAP: Sequence = Sequence {
+    name: "bootstrap",
+    phases: &[
+        Phase { name: "etcd", tasks: &[Task::BootstrapEtcd] },
+        Phase { name: "kubernetes", tasks: &[Task::StartBootkube] },
+        Phase { name: "initStatus", tasks: &[Task::MarkInitialized] },
+    ],
+};
+
 const STOP: Phase = Phase { name: "stopEverything", tasks: &[Task::StopServices] };
 const KILL: Phase = Phase { name: "killProcesses", tasks: &[Task::KillProcesses] };
 const UNMOUNT: Phase = Phase { name: "unmount", tasks: &[Task::UnmountAll] };
@@ -138,7 +154,9 @@ mod tests {
     #[test]
     fn the_sequences_read_as_the_golden_story() {
         let mut story = String::new();
-        for sequence in [&INITIALIZE, &BOOT, &APPLY_CONFIGURATION, &REBOOT, &SHUTDOWN, &RESET] {
+        let all =
+            [&INITIALIZE, &BOOT, &APPLY_CONFIGURATION, &REBOOT, &SHUTDOWN, &RESET, &BOOTSTRAP];
+        for sequence in all {
             let _ = writeln!(story, "{}", sequence.name);
             for phase in sequence.phases {
                 let tasks: Vec<_> = phase.tasks.iter().map(|task| task.name()).collect();

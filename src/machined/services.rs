@@ -30,6 +30,7 @@ use tracing::{info, warn};
 
 use crate::api;
 use crate::error::Error;
+use crate::etcd::host as etcd;
 use crate::identity::{self, Keeper, Origin};
 use crate::metrics;
 use crate::node::{BOOT_LIMIT, Node};
@@ -65,7 +66,7 @@ const TRUSTD_PORT: u16 = 50001;
 /// apid lets calls under way finish (spec §8.4).
 const APID_GRACE: Duration = Duration::from_secs(15);
 /// From a service's start until its silence is told.
-const START_LIMIT: Duration = Duration::from_secs(30);
+pub(crate) const START_LIMIT: Duration = Duration::from_secs(30);
 /// How long the early network gets before fetching is tried all the same.
 const NETWORK_LIMIT: Duration = Duration::from_secs(30);
 /// A daemon of ours has one thread, and a few at times for what may block.
@@ -229,6 +230,10 @@ pub(crate) async fn prepare(node: &Node) -> Result<(), Error> {
     if origin == Origin::Authority && config.machine.token.is_some() {
         definitions.push(trustd(&containerd, &config)?);
     }
+    if let Some(program) = etcd::program().filter(|_| config.machine.kind.is_control_plane()) {
+        definitions.push(etcd::definition(node, &containerd, program));
+        node.spawn(etcd::keep_secrets(node.clone()));
+    }
     for id in absent(&config) {
         definitions.push(skipped(id));
     }
@@ -255,7 +260,9 @@ pub(crate) async fn prepare(node: &Node) -> Result<(), Error> {
 
 fn absent(config: &MachineConfig) -> impl Iterator<Item = &'static str> {
     let controls = config.machine.kind.is_control_plane();
-    ABSENT.iter().filter(move |(_, only)| controls || !only).map(|(id, _)| *id)
+    let here = |id: &str| id == "etcd" && etcd::program().is_some();
+    let skipped = ABSENT.iter().filter(move |(_, only)| controls || !only).map(|(id, _)| *id);
+    skipped.filter(move |id| !here(id))
 }
 
 /// A service that is known, and ends as `Skipped` when it is started.
@@ -288,6 +295,10 @@ pub(crate) async fn start_all(node: &Node, limit: Duration) -> Result<(), Error>
     ids.extend(absent(&*node.config()?));
     for id in &ids {
         node.supervisor().start(id).await.map_err(Error::Services)?;
+    }
+    // It may have to wait for a cluster to begin; nobody waits for it.
+    if !ids.contains(&"etcd") && node.supervisor().status("etcd").await.is_ok() {
+        node.supervisor().start("etcd").await.map_err(Error::Services)?;
     }
     node.supervisor().wait_up(&ids, limit).await.map_err(Error::Services)
 }

@@ -7,6 +7,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
+use crate::etcd::host as etcd;
 use crate::node::{BOOT_LIMIT, Node};
 use crate::plan::Task;
 use crate::{
@@ -86,6 +87,9 @@ pub(crate) async fn perform(node: &Node, task: Task) -> Result<(), Error> {
             power::within(power::DISK_LIMIT, "wiping", wipe).await;
             Ok(())
         }
+        Task::BootstrapEtcd => etcd::start_first(node).await,
+        Task::StartBootkube => etcd::start_bootkube(node).await,
+        Task::MarkInitialized => etcd::mark_initialized().await,
     }
 }
 

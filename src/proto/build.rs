@@ -1,6 +1,17 @@
 //! Generates the Rust types and services of `proto/` into `OUT_DIR`.
 
-const FILES: [&str; 9] = ["common", "google/rpc/status", "grpc/health/v1/health", "health", "machine", "network", "orlop", "security", "storage"];
+const FILES: [&str; 10] = [
+    "common",
+    "etcd",
+    "google/rpc/status",
+    "grpc/health/v1/health",
+    "health",
+    "machine",
+    "network",
+    "orlop",
+    "security",
+    "storage",
+];
 const ROOT: &str = "../../proto";
 
 fn main() -> std::io::Result<()> {

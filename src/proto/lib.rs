@@ -19,6 +19,11 @@ pub mod common {
     tonic::include_proto!("common");
 }
 
+/// etcd's own API (`proto/etcd.proto`).
+pub mod etcd {
+    tonic::include_proto!("etcdserverpb");
+}
+
 /// Health of a daemon inside the node (`proto/health.proto`).
 pub mod health {
     tonic::include_proto!("health");

@@ -42,6 +42,7 @@ pub static TARGETS: &[Target] = &[
     ("udev_rules", udev_rules, &[RULES]),
     ("module_alias", module_alias, &[b"pci:v*d[0-9a-f]*sv?\npci:v00001AF4d1sv0"]),
     ("grpc_path", grpc_path, &[b"/machine.MachineService/Memory"]),
+    ("etcd_snapshot", etcd_snapshot, &[SNAPSHOT]),
     ("answer_to_merge", answer_to_merge, &[b"\x0a\x04\x12\x02ok"]),
 ];
 
@@ -70,6 +71,16 @@ pub fn packed_configuration(bytes: &[u8]) {
 
 pub fn network_section(bytes: &[u8]) {
     let _ = orlop_config::machine::Network::parse(&String::from_utf8_lossy(bytes));
+}
+
+pub fn etcd_snapshot(bytes: &[u8]) {
+    use orlop_machined::etcd::snapshot::Check;
+    let judged = |piece: usize| {
+        let mut check = Check::new();
+        bytes.chunks(piece).try_for_each(|piece| check.push(piece))?;
+        check.finish()
+    };
+    assert_eq!(judged(bytes.len().max(1)).ok(), judged(7).ok(), "pieces matter");
 }
 
 pub fn client_configuration(bytes: &[u8]) {
@@ -184,6 +195,19 @@ pub fn answer_to_merge(bytes: &[u8]) {
 }
 
 const META: &[u8] = b"\0\0\0\x07\0\0\0\x05image\0\0\0\x06\0\0\0\x01A\0\0\0\0\0\0\0\0";
+
+/// The head of a bbolt database, and no more.
+const SNAPSHOT: &[u8] = &{
+    let mut bytes = [0; 544];
+    let magic = 0xED0C_DAED_u32.to_le_bytes();
+    let mut at = 0;
+    while at < 4 {
+        bytes[16 + at] = magic[at];
+        at += 1;
+    }
+    bytes
+};
+
 const ARGUMENTS: &[u8] =
     b"console=ttyS0 talos.platform=metal talos.config=http://10.0.2.2/c talos.hostname=n panic=10";
 const STATIC_ADDRESS: &[u8] = b"ip=10.0.0.2::10.0.0.1:255.255.255.0:node:eth0:off:1.1.1.1";

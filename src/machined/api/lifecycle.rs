@@ -127,22 +127,6 @@ pub(super) fn meta_status(error: &meta::Error) -> Status {
     Status::new(code, orlop_rt::Chain(error).to_string())
 }
 
-/// `Bootstrap`, on a node that has no etcd to start.
-pub(super) fn bootstrap(node: &Node) -> Result<proto::Bootstrap, Status> {
-    let config = node.config().map_err(|error| internal(&error))?;
-    if !config.machine.kind.is_control_plane() {
-        return Err(Status::failed_precondition(
-            "bootstrap can only be performed on a control plane node",
-        ));
-    }
-    Err(no_etcd("bootstrap is not available yet"))
-}
-
-/// For what works on etcd.
-pub(super) fn no_etcd(what: &str) -> Status {
-    Status::failed_precondition(format!("{what}: etcd does not run on this node"))
-}
-
 /// For what works on the node's own disk.
 pub(super) fn not_installed(what: &str) -> Status {
     Status::failed_precondition(format!("{what}: this node is not installed on a disk"))

@@ -7,6 +7,7 @@ mod archive;
 mod capture;
 mod client;
 mod containers;
+mod etcd;
 pub(crate) mod events;
 mod files;
 mod generate;
@@ -40,10 +41,11 @@ use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
 use tonic::codec::CompressionEncoding;
 use tonic::service::Routes;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use threads::Threads;
 
+use crate::etcd::client::Downgrade;
 use crate::kmsg::{self, Line};
 use crate::meta;
 use crate::node::Node;
@@ -487,35 +489,130 @@ impl MachineService for Machine {
 
     async fn bootstrap(
         &self,
-        _: Request<proto::BootstrapRequest>,
+        request: Request<proto::BootstrapRequest>,
     ) -> Answer<proto::BootstrapResponse> {
-        let messages = vec![lifecycle::bootstrap(&self.node)?];
+        etcd::bootstrap(&self.node, request.get_ref()).await?;
+        let messages = vec![proto::Bootstrap { metadata: None }];
         Ok(Response::new(proto::BootstrapResponse { messages }))
     }
 
     async fn recover(&self, _: Request<proto::RecoverRequest>) -> Answer<proto::RecoverResponse> {
-        Err(lifecycle::no_etcd("recover"))
+        Err(etcd::recover(&self.node))
     }
 
     async fn etcd_member_list(
         &self,
-        _: Request<proto::EtcdMemberListRequest>,
+        request: Request<proto::EtcdMemberListRequest>,
     ) -> Answer<proto::EtcdMemberListResponse> {
-        Err(lifecycle::no_etcd("list etcd's members"))
+        let client = etcd::client(&self.node)?;
+        let messages = vec![etcd::members(&client, request.get_ref().query_local).await?];
+        Ok(Response::new(proto::EtcdMemberListResponse { messages }))
+    }
+
+    async fn etcd_remove_member(
+        &self,
+        request: Request<proto::EtcdRemoveMemberRequest>,
+    ) -> Answer<proto::EtcdRemoveMemberResponse> {
+        etcd::remove(&etcd::client(&self.node)?, &request.get_ref().member).await?;
+        let messages = vec![proto::EtcdRemoveMember { metadata: None }];
+        Ok(Response::new(proto::EtcdRemoveMemberResponse { messages }))
+    }
+
+    async fn etcd_remove_member_by_id(
+        &self,
+        request: Request<proto::EtcdRemoveMemberByIdRequest>,
+    ) -> Answer<proto::EtcdRemoveMemberByIdResponse> {
+        etcd::client(&self.node)?.remove(request.get_ref().member_id).await?;
+        let messages = vec![proto::EtcdRemoveMemberById { metadata: None }];
+        Ok(Response::new(proto::EtcdRemoveMemberByIdResponse { messages }))
     }
 
     async fn etcd_leave_cluster(
         &self,
         _: Request<proto::EtcdLeaveClusterRequest>,
     ) -> Answer<proto::EtcdLeaveClusterResponse> {
-        Err(lifecycle::no_etcd("leave the etcd cluster"))
+        let client = etcd::client(&self.node)?;
+        crate::etcd::host::leave(&self.node, &client).await?;
+        let messages = vec![proto::EtcdLeaveCluster { metadata: None }];
+        Ok(Response::new(proto::EtcdLeaveClusterResponse { messages }))
     }
 
     async fn etcd_forfeit_leadership(
         &self,
         _: Request<proto::EtcdForfeitLeadershipRequest>,
     ) -> Answer<proto::EtcdForfeitLeadershipResponse> {
-        Err(lifecycle::no_etcd("forfeit the leadership of etcd"))
+        let member = etcd::client(&self.node)?.forfeit().await?.unwrap_or_default();
+        let messages = vec![proto::EtcdForfeitLeadership { metadata: None, member }];
+        Ok(Response::new(proto::EtcdForfeitLeadershipResponse { messages }))
+    }
+
+    async fn etcd_recover(
+        &self,
+        request: Request<Streaming<Data>>,
+    ) -> Answer<proto::EtcdRecoverResponse> {
+        etcd::keep_snapshot(&self.node, request.into_inner()).await?;
+        let messages = vec![proto::EtcdRecover { metadata: None }];
+        Ok(Response::new(proto::EtcdRecoverResponse { messages }))
+    }
+
+    async fn etcd_snapshot(&self, _: Request<proto::EtcdSnapshotRequest>) -> Streamed<Data> {
+        Ok(self.boxed(etcd::snapshot(&etcd::client(&self.node)?).await?))
+    }
+
+    async fn etcd_alarm_list(&self, _: Request<()>) -> Answer<proto::EtcdAlarmListResponse> {
+        let member_alarms = etcd::alarms(etcd::client(&self.node)?.alarms().await?);
+        let messages = vec![proto::EtcdAlarm { metadata: None, member_alarms }];
+        Ok(Response::new(proto::EtcdAlarmListResponse { messages }))
+    }
+
+    async fn etcd_alarm_disarm(&self, _: Request<()>) -> Answer<proto::EtcdAlarmDisarmResponse> {
+        let member_alarms = etcd::alarms(etcd::client(&self.node)?.disarm().await?);
+        let messages = vec![proto::EtcdAlarmDisarm { metadata: None, member_alarms }];
+        Ok(Response::new(proto::EtcdAlarmDisarmResponse { messages }))
+    }
+
+    async fn etcd_defragment(&self, _: Request<()>) -> Answer<proto::EtcdDefragmentResponse> {
+        etcd::client(&self.node)?.defragment().await?;
+        let messages = vec![proto::EtcdDefragment { metadata: None }];
+        Ok(Response::new(proto::EtcdDefragmentResponse { messages }))
+    }
+
+    async fn etcd_status(&self, _: Request<()>) -> Answer<proto::EtcdStatusResponse> {
+        let messages = vec![etcd::status(&etcd::client(&self.node)?).await?];
+        Ok(Response::new(proto::EtcdStatusResponse { messages }))
+    }
+
+    async fn etcd_downgrade_validate(
+        &self,
+        request: Request<proto::EtcdDowngradeValidateRequest>,
+    ) -> Answer<proto::EtcdDowngradeValidateResponse> {
+        let client = etcd::client(&self.node)?;
+        let at = client.downgrade(Downgrade::Validate, request.into_inner().version).await?;
+        let cluster_downgrade = etcd::downgrade(at);
+        let messages = vec![proto::EtcdDowngradeValidate { metadata: None, cluster_downgrade }];
+        Ok(Response::new(proto::EtcdDowngradeValidateResponse { messages }))
+    }
+
+    async fn etcd_downgrade_enable(
+        &self,
+        request: Request<proto::EtcdDowngradeEnableRequest>,
+    ) -> Answer<proto::EtcdDowngradeEnableResponse> {
+        let client = etcd::client(&self.node)?;
+        let at = client.downgrade(Downgrade::Enable, request.into_inner().version).await?;
+        let cluster_downgrade = etcd::downgrade(at);
+        let messages = vec![proto::EtcdDowngradeEnable { metadata: None, cluster_downgrade }];
+        Ok(Response::new(proto::EtcdDowngradeEnableResponse { messages }))
+    }
+
+    async fn etcd_downgrade_cancel(
+        &self,
+        _: Request<()>,
+    ) -> Answer<proto::EtcdDowngradeCancelResponse> {
+        let client = etcd::client(&self.node)?;
+        let at = client.downgrade(Downgrade::Cancel, String::new()).await?;
+        let cluster_downgrade = etcd::downgrade(at);
+        let messages = vec![proto::EtcdDowngradeCancel { metadata: None, cluster_downgrade }];
+        Ok(Response::new(proto::EtcdDowngradeCancelResponse { messages }))
     }
 
     async fn upgrade(&self, _: Request<proto::UpgradeRequest>) -> Answer<proto::UpgradeResponse> {
