@@ -92,7 +92,8 @@ pub(crate) fn route(method: Method<'_>, wish: &Wish, here: &Here<'_>) -> Result<
     if targets.is_empty() {
         return Ok(Route::Local);
     }
-    if !wish.nodes.is_empty() && !MERGEABLE.contains(&method.service) {
+    let merged = MERGEABLE.contains(&method.service) && !takes_stream(method);
+    if !wish.nodes.is_empty() && !merged {
         let Method { service, name } = method;
         return Err(Refusal::NotMergeable { service: service.into(), name: name.into() });
     }
@@ -152,6 +153,11 @@ pub(crate) fn is_streaming(method: Method<'_>) -> bool {
         }
 }
 
+/// Whether the caller sends a stream: it goes to one node, because nothing here keeps all of it for many.
+fn takes_stream(method: Method<'_>) -> bool {
+    (method.service, method.name) == ("machine.MachineService", "EtcdRecover")
+}
+
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
@@ -186,6 +192,9 @@ mod tests {
         const LIST: &str = "/cosi.resource.State/List";
         let not_merged =
             "one-2-many proxying is not supported for method /cosi.resource.State/List";
+        const RECOVER: &str = "/machine.MachineService/EtcdRecover";
+        let streamed =
+            "one-2-many proxying is not supported for method /machine.MachineService/EtcdRecover";
         let several = "node metadata must be single-valued";
         let denied = "no request forwarding";
         for (forwards, path, metadata, expected) in [
@@ -209,6 +218,8 @@ mod tests {
             (true, "/orlop.v1alpha1.NodeService/Timeline", &["nodes=a"], "many a"),
             (true, LIST, &["nodes=a"], not_merged),
             (false, LIST, &["nodes=a"], not_merged),
+            (true, RECOVER, &["nodes=a"], streamed),
+            (true, RECOVER, &["node=a"], "one a"),
             (false, MEMORY, &["nodes=10.0.0.2"], denied),
             // Row 7.
             (true, LIST, &["node=10.0.0.2"], "one 10.0.0.2"),

@@ -271,8 +271,8 @@ mod tests {
         let mut served = 0;
         for file in files {
             let package = file.package().to_owned();
-            // Those that never come through this door: of daemons inside the node, and trustd's.
-            if matches!(package.as_str(), "health" | "securityapi") {
+            // Those that never come through this door: of daemons inside the node, trustd's and etcd's.
+            if matches!(package.as_str(), "health" | "securityapi" | "etcdserverpb") {
                 continue;
             }
             for service in &file.service {

@@ -17,7 +17,10 @@ use orlop_pki::{Authority, KeyKind, Leaf, Pair, Usage};
 use orlop_proto::common::{Data, Metadata};
 use orlop_proto::machine::machine_service_client::MachineServiceClient;
 use orlop_proto::machine::machine_service_server::{MachineService, MachineServiceServer};
-use orlop_proto::machine::{ApplyConfigurationRequest, Hostname, HostnameResponse, LogsRequest};
+use orlop_proto::machine::{
+    ApplyConfigurationRequest, EtcdRecover, EtcdRecoverResponse, Hostname, HostnameResponse,
+    LogsRequest,
+};
 use tempfile::TempDir;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
@@ -237,6 +240,22 @@ impl MachineService for Machine {
         Ok(tonic::Response::new(Box::pin(stream::iter([first]).chain(rest))))
     }
 
+    async fn etcd_recover(
+        &self,
+        request: tonic::Request<tonic::Streaming<Data>>,
+    ) -> Result<tonic::Response<EtcdRecoverResponse>, Status> {
+        let _ = self.events.try_send(Seen::Called(request.metadata().clone()));
+        let mut pieces = request.into_inner();
+        let mut bytes = 0;
+        while let Some(piece) = pieces.message().await? {
+            bytes += piece.bytes.len();
+        }
+        let hostname = format!("{} took {bytes}", self.name);
+        let metadata = Some(Metadata { hostname, ..Metadata::default() });
+        let messages = vec![EtcdRecover { metadata }];
+        Ok(tonic::Response::new(EtcdRecoverResponse { messages }))
+    }
+
     async fn reboot(
         &self,
         _: tonic::Request<()>,
@@ -273,6 +292,27 @@ async fn called(node: &mut Node) -> MetadataMap {
         Seen::Called(metadata) => metadata,
         Seen::Dropped => panic!("dropped before it was called"),
     }
+}
+
+#[tokio::test]
+async fn a_stream_of_the_callers_goes_to_one_node_and_not_to_many() {
+    let mut cluster = Cluster::new();
+    let front = cluster.node(1, true).await;
+    let _other = cluster.node(2, true).await;
+    // More than all windows on the way together, so that it must be read to be sent.
+    let piece = || Data { metadata: None, bytes: vec![7; 64 << 10] };
+    let pieces = || stream::iter(std::iter::repeat_with(piece).take(640));
+    let mut client = cluster.admin(&front);
+    for (metadata, name) in [(&[][..], "node-1"), (&[("node", "127.0.0.2")][..], "node-2")] {
+        let answer = client.etcd_recover(with(pieces(), metadata)).await.unwrap().into_inner();
+        let [EtcdRecover { metadata: Some(took) }] = &answer.messages[..] else {
+            panic!("{answer:?}")
+        };
+        assert_eq!(took.hostname, format!("{name} took {}", 40 << 20));
+    }
+    let refused = client.etcd_recover(with(pieces(), &[("nodes", "127.0.0.2")])).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    assert!(refused.message().contains("MachineService/EtcdRecover"), "{refused}");
 }
 
 /// `node name` of each entry, or `node: error`.
