@@ -36,6 +36,7 @@ mod metrics;
 mod mounts;
 mod node;
 mod plan;
+pub mod podlog;
 mod power;
 mod renewal;
 mod sequence;

@@ -1,7 +1,8 @@
 //! Generates the Rust types and services of `proto/` into `OUT_DIR`.
 
-const FILES: [&str; 10] = [
+const FILES: [&str; 11] = [
     "common",
+    "cri",
     "etcd",
     "google/rpc/status",
     "grpc/health/v1/health",

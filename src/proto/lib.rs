@@ -19,6 +19,11 @@ pub mod common {
     tonic::include_proto!("common");
 }
 
+/// The container runtime interface, as far as we ask (`proto/cri.proto`).
+pub mod cri {
+    tonic::include_proto!("runtime.v1");
+}
+
 /// etcd's own API (`proto/etcd.proto`).
 pub mod etcd {
     tonic::include_proto!("etcdserverpb");

@@ -37,6 +37,7 @@ pub static TARGETS: &[Target] = &[
     ("volume_label", volume_label, &[&ISO]),
     ("meta", meta, &[META]),
     ("socket_table", socket_table, &[SOCKET]),
+    ("pod_log", pod_log, &[POD_LOG]),
     ("uevent", uevent, &[UEVENT]),
     ("superblock", superblock, &[&ISO, &DISK]),
     ("udev_rules", udev_rules, &[RULES]),
@@ -144,6 +145,20 @@ pub fn socket_table(bytes: &[u8]) {
     for protocol in ["tcp", "tcp6"] {
         let _ = orlop_machined::sockets::parse(protocol, &line);
     }
+}
+
+/// In two pieces, which must make no difference.
+pub fn pod_log(bytes: &[u8]) {
+    let read = |pieces: &[&[u8]]| {
+        let (mut reader, mut all) = (orlop_machined::podlog::Reader::default(), Vec::new());
+        pieces.iter().for_each(|piece| reader.feed(piece, |line| all.extend_from_slice(line)));
+        reader.finish(|line| all.extend_from_slice(line));
+        all
+    };
+    let whole = read(&[bytes]);
+    let (front, back) = bytes.split_at(bytes.len() / 2);
+    assert!(whole == read(&[front, back]), "the cut is seen");
+    assert!(whole.len() <= bytes.len(), "more than was there");
 }
 
 pub fn uevent(bytes: &[u8]) {
@@ -268,6 +283,8 @@ static DISK: [u8; 0x800] = {
     (disk[0x404], disk[0x438], disk[0x439]) = (1, 0x53, 0xEF);
     disk
 };
+const POD_LOG: &[u8] = b"2026-01-02T03:04:05.678Z stdout F whole\n2026-01-02T03:04:06Z stderr P begun \n\
+    2026-01-02T03:04:07Z stdout F between\n2026-01-02T03:04:08Z stderr F and ended\nnonsense\n";
 /// The primary volume descriptor of a disc, and its label.
 static ISO: [u8; 0x8800] = {
     let mut disc = [0; 0x8800];

@@ -1,12 +1,13 @@
 //! The machine API (`machine.MachineService`) on machined's unix socket: proto on one side, the node's
 //! own types on the other. What a method needs of `/proc` is in [`host`], of containerd in
-//! [`containers`], of files in [`files`] and [`archive`], on [`threads`] of their own; methods that
+//! [`containers`] and [`cri`], of files in [`files`] and [`archive`], on [`threads`] of their own; methods that
 //! later issues bring answer `Unimplemented`.
 
 mod archive;
 mod capture;
 mod client;
 mod containers;
+mod cri;
 mod etcd;
 pub(crate) mod events;
 mod files;
@@ -17,6 +18,7 @@ mod kubeconfig;
 mod lifecycle;
 mod netstat;
 mod node;
+mod podlogs;
 mod storage;
 mod threads;
 mod walk;
@@ -78,7 +80,8 @@ const GRACE: Duration = Duration::from_secs(2);
 /// Serves until `shutdown`; calls under way may finish.
 pub(crate) async fn serve(node: Node, shutdown: CancellationToken) -> io::Result<()> {
     let incoming = orlop_rpc::unix::listen(SOCKET)?;
-    let machine = Machine { node: node.clone(), threads: Threads::new(), meta: Arc::default() };
+    let (threads, followers) = (Threads::new(), Threads::new());
+    let machine = Machine { node: node.clone(), threads, followers, meta: Arc::default() };
     let machine = MachineServiceServer::new(machine)
         .accept_compressed(CompressionEncoding::Gzip)
         .max_decoding_message_size(REQUEST_LIMIT);
@@ -96,6 +99,8 @@ pub(crate) async fn serve(node: Node, shutdown: CancellationToken) -> io::Result
 struct Machine {
     node: Node,
     threads: Threads,
+    /// Those of pods' logs, which may be followed for long.
+    followers: Threads,
     /// Held while META is changed.
     meta: Arc<Mutex<()>>,
 }
@@ -165,6 +170,25 @@ impl Machine {
         };
         let changed = spawn_blocking(change).await.map_err(|error| failed("change META", error))?;
         changed.map_err(|error| lifecycle::meta_status(&error))
+    }
+
+    /// The log of a pod's container.
+    async fn pod_logs(&self, request: LogsRequest) -> Streamed<Data> {
+        let driver = request.driver();
+        let LogsRequest { namespace, id, follow, tail_lines, .. } = request;
+        let folder = match (self::namespace(&namespace, driver)?, driver) {
+            (_, ContainerDriver::Cri) => cri::log_folder(runtime(), &id).await?,
+            (KUBERNETES, ContainerDriver::Containerd) => {
+                containers::log_folder(containerd().await?, &id).await?
+            }
+            (other, ContainerDriver::Containerd) => {
+                let text = format!("logs of containers in namespace {other:?} are not kept");
+                return Err(Status::unknown(text));
+            }
+        };
+        let lines = usize::try_from(tail_lines).ok();
+        let work = move |outlet: &_| podlogs::send(outlet, &folder, lines, follow);
+        Ok(self.boxed(self.followers.stream(CHUNKS_AHEAD, work).await?))
     }
 
     /// What is so already succeeds without a permission; restarting what is down starts it.
@@ -281,11 +305,11 @@ impl MachineService for Machine {
     }
 
     async fn logs(&self, request: Request<LogsRequest>) -> Streamed<Data> {
-        let LogsRequest { namespace, id, driver: _, follow, tail_lines } = request.into_inner();
-        if namespace != SYSTEM && id != "kubelet" {
-            let text = format!("logs of containers in namespace {namespace:?} are not kept yet");
-            return Err(Status::unimplemented(text));
+        let request = request.into_inner();
+        if request.namespace != SYSTEM && request.id != "kubelet" {
+            return self.pod_logs(request).await;
         }
+        let LogsRequest { id, follow, tail_lines, .. } = request;
         let log = self
             .node
             .supervisor()
@@ -433,7 +457,12 @@ impl MachineService for Machine {
     ) -> Answer<proto::ContainersResponse> {
         let request = request.into_inner();
         let namespace = namespace(&request.namespace, request.driver())?;
-        let containers = containers::list(containerd().await?, namespace).await.map_err(foreign)?;
+        let containers = match request.driver() {
+            ContainerDriver::Cri => cri::list(runtime()).await?,
+            ContainerDriver::Containerd => {
+                containers::list(containerd().await?, namespace).await.map_err(foreign)?
+            }
+        };
         let container = proto::Container { metadata: None, containers };
         Ok(Response::new(proto::ContainersResponse { messages: vec![container] }))
     }
@@ -441,7 +470,12 @@ impl MachineService for Machine {
     async fn stats(&self, request: Request<proto::StatsRequest>) -> Answer<proto::StatsResponse> {
         let request = request.into_inner();
         let namespace = namespace(&request.namespace, request.driver())?;
-        let stats = containers::stats(containerd().await?, namespace).await.map_err(foreign)?;
+        let stats = match request.driver() {
+            ContainerDriver::Cri => cri::stats(runtime()).await?,
+            ContainerDriver::Containerd => {
+                containers::stats(containerd().await?, namespace).await.map_err(foreign)?
+            }
+        };
         Ok(Response::new(proto::StatsResponse {
             messages: vec![proto::Stats { metadata: None, stats }],
         }))
@@ -454,15 +488,20 @@ impl MachineService for Machine {
         let request = request.into_inner();
         let namespace = namespace(&request.namespace, request.driver())?;
         let id = &request.id;
-        match containers::terminate(containerd().await?, namespace, id).await {
-            Ok(()) => Ok(Response::new(proto::RestartResponse {
-                messages: vec![proto::Restart { metadata: None }],
-            })),
-            Err(refusal) if refusal.code() == tonic::Code::NotFound => {
-                Err(Status::unknown(format!("container {id:?} not found")))
+        match request.driver() {
+            ContainerDriver::Cri => cri::terminate(runtime(), id).await?,
+            ContainerDriver::Containerd => {
+                let told = |refusal: containerd_client::tonic::Status| match refusal.code() {
+                    tonic::Code::NotFound => {
+                        Status::unknown(format!("container {id:?} not found"))
+                    }
+                    _ => foreign(refusal),
+                };
+                containers::terminate(containerd().await?, namespace, id).await.map_err(told)?;
             }
-            Err(refusal) => Err(foreign(refusal)),
         }
+        let messages = vec![proto::Restart { metadata: None }];
+        Ok(Response::new(proto::RestartResponse { messages }))
     }
 
     async fn apply_configuration(
@@ -687,6 +726,11 @@ async fn containerd() -> Result<Channel, Status> {
         .map_err(|error| Status::unavailable(format!("containerd does not answer: {error}")))
 }
 
+/// The container runtime interface, on the same socket.
+fn runtime() -> tonic::transport::Channel {
+    orlop_rpc::unix::channel(CONTAINERD_SOCKET)
+}
+
 /// containerd's answers carry another crate's `Status` of the same shape.
 fn foreign(status: containerd_client::tonic::Status) -> Status {
     Status::new(status.code(), format!("containerd: {}", status.message()))
@@ -694,10 +738,7 @@ fn foreign(status: containerd_client::tonic::Status) -> Status {
 
 fn namespace(name: &str, driver: ContainerDriver) -> Result<&str, Status> {
     match (name, driver) {
-        (KUBERNETES, ContainerDriver::Containerd) => Ok(KUBERNETES),
-        (KUBERNETES, ContainerDriver::Cri) => {
-            Err(Status::unimplemented("the CRI inspector comes with the kubelet"))
-        }
+        (KUBERNETES, _) => Ok(KUBERNETES),
         (_, ContainerDriver::Cri) => {
             Err(Status::unknown("CRI inspector is supported only for K8s namespace"))
         }
