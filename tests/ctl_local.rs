@@ -10,7 +10,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Stdio;
 
-use support::Home;
+use support::{Home, Ran};
 
 #[test]
 fn a_mistyped_command_is_a_usage_error_with_a_suggestion() {
@@ -254,6 +254,107 @@ fn merging_a_client_configuration_renames_what_exists() {
     let ran = home.run(&["config", "merge", "more"]);
     assert_eq!(ran.code, Some(0), "a first configuration is made: {ran:?}");
     assert_eq!((mode(&home.path(".talos")), mode(&home.path(".talos/config"))), (0o700, 0o600));
+}
+
+#[test]
+fn a_context_is_made_of_files_shown_and_removed() {
+    let home = generated();
+    let config = orlop_config::client::Configuration::read(&home.path("made/talosconfig")).unwrap();
+    let context = &config.contexts["trial"];
+    for (file, text) in
+        [("ca.crt", &*context.ca), ("a.crt", &*context.crt), ("a.key", context.key.expose())]
+    {
+        fs::write(home.path(file), text).unwrap();
+    }
+    let add = ["config", "add", "mine", "--ca", "ca.crt", "--crt", "a.crt", "--key", "a.key"];
+    let ran = home.run(&[&add[..], &["-e", "10.0.0.9"]].concat());
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let ran = home.run(&["config", "info"]);
+    let shown = "Current context:       mine\nNodes:                 not defined\n\
+        Endpoints:             10.0.0.9\nRoles:                 os:admin\n\
+        Certificate expires:   in 36";
+    assert!(ran.stdout.starts_with(shown), "{ran:?}");
+    let ran = home.run(&add);
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert!(ran.stderr.contains("has a context \"mine\" already\nhint: --force"), "{ran:?}");
+    fs::write(home.path("a.key"), "no key").unwrap();
+    let ran = home.run(&[&add[..], &["--force"]].concat());
+    assert_eq!(ran.code, Some(78), "{ran:?}");
+    assert!(ran.stderr.starts_with("error: the files do not make an identity: "), "{ran:?}");
+    let ran = home.run(&["config", "remove", "mine", "--dry-run"]);
+    assert!(ran.stderr.starts_with("would remove context \"mine\""), "{ran:?}");
+    let ran = home.run(&["config", "remove", "mine"]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert!(ran.stderr.starts_with("note: \"mine\" was the current context"), "{ran:?}");
+    let ran = home.run(&["config", "remove", "mine"]);
+    assert_eq!(ran.code, Some(78), "{ran:?}");
+}
+
+/// Runs a shell; `None` where it is not installed.
+fn shell(name: &str, script: &str) -> Option<Ran> {
+    let mut command = std::process::Command::new(name);
+    match command.args(["-c", script]).output() {
+        Ok(output) => Some(output.into()),
+        Err(error) => {
+            println!("skipped: {name} does not run: {error}");
+            None
+        }
+    }
+}
+
+#[test]
+fn bash_completes_commands_flags_and_values() {
+    let home = Home::new();
+    fs::write(home.path("script"), home.run(&["completion", "bash"]).stdout).unwrap();
+    let script = home.path("script");
+    for (typed, expected) in [
+        (&["mem"][..], &["memory"][..]),
+        (&["config", "con"], &["contexts", "context"]),
+        (&["memory", "-o", ""], &["table", "json", "yaml"]),
+        (&["dashboard", "--update"], &["--update-interval"]),
+        (&["service", "apid", "rest"], &["restart"]),
+        (&["completion", "f"], &["fish"]),
+    ] {
+        let (last, before) = typed.split_last().unwrap();
+        let previous = before.last().unwrap_or(&"orlopctl");
+        let words: String = typed.iter().map(|word| format!(" '{word}'")).collect();
+        // As bash calls what `complete -F` names; what is not there is no completion.
+        let asked = format!(
+            "source {}; COMP_WORDS=(orlopctl{words}); COMP_CWORD={}; compopt() {{ :; }}\n\
+             complete -p orlopctl >/dev/null || exit 1\n\
+             _orlopctl orlopctl '{last}' '{previous}'\nprintf '%s\\n' \"${{COMPREPLY[@]}}\"",
+            script.display(),
+            typed.len(),
+        );
+        let Some(ran) = shell("bash", &asked) else { return };
+        let mut offered: Vec<_> = ran.stdout.lines().collect();
+        let mut expected = expected.to_vec();
+        offered.sort_unstable();
+        expected.sort_unstable();
+        assert_eq!((ran.code, &offered), (Some(0), &expected), "{typed:?}: {ran:?}");
+    }
+}
+
+#[test]
+fn fish_completes_commands_and_zsh_reads_its_script() {
+    let home = Home::new();
+    for shell in ["fish", "zsh"] {
+        fs::write(home.path(shell), home.run(&["completion", shell]).stdout).unwrap();
+    }
+    let asked = format!("source {}; complete -C 'orlopctl memo'", home.path("fish").display());
+    if let Some(ran) = shell("fish", &asked) {
+        assert!(ran.stdout.starts_with("memory\t"), "{ran:?}");
+    }
+    // As compinit would load it: the function is defined, and its arguments are those of _arguments.
+    let asked = format!(
+        "_arguments() {{ print -l -- $@ }}; compdef() {{ print compdef $@ }}; state=; \
+         source {} && whence -w _orlopctl && _orlopctl",
+        home.path("zsh").display()
+    );
+    if let Some(ran) = shell("zsh", &asked) {
+        assert!(ran.stdout.contains("_orlopctl: function"), "{ran:?}");
+        assert!(ran.stdout.contains("--talosconfig="), "{ran:?}");
+    }
 }
 
 /// The permission bits of a file.

@@ -5,6 +5,7 @@
 mod support;
 
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use orlop_config::client::{Configuration, Context};
@@ -14,12 +15,13 @@ use orlop_proto::google::rpc;
 use orlop_proto::machine::machine_service_server::{MachineService, MachineServiceServer};
 use orlop_proto::machine::{
     ConnectRecord, CopyRequest, DiskUsageInfo, DiskUsageRequest, DmesgRequest, Event,
-    EventsRequest, FileInfo, ImageListRequest, ImageListResponse, ListRequest, LogsRequest,
-    MemInfo, Memory, MemoryResponse, Netstat, NetstatRequest, NetstatResponse,
-    PacketCaptureRequest, ReadRequest, Reboot, RebootResponse, Restart, RestartRequest,
-    RestartResponse, SequenceEvent, ServiceEvents, ServiceHealth, ServiceInfo, ServiceList,
-    ServiceListResponse, ServiceRestart, ServiceRestartRequest, ServiceRestartResponse, Version,
-    VersionInfo, VersionResponse,
+    EventsRequest, FileInfo, GenerateClientConfiguration, GenerateClientConfigurationRequest,
+    GenerateClientConfigurationResponse, ImageListRequest, ImageListResponse, ListRequest, LoadAvg,
+    LoadAvgResponse, LogsRequest, MemInfo, Memory, MemoryResponse, Netstat, NetstatRequest,
+    NetstatResponse, PacketCaptureRequest, ReadRequest, Reboot, RebootResponse, Restart,
+    RestartRequest, RestartResponse, SequenceEvent, ServiceEvents, ServiceHealth, ServiceInfo,
+    ServiceList, ServiceListResponse, ServiceRestart, ServiceRestartRequest,
+    ServiceRestartResponse, SystemStat, SystemStatResponse, Version, VersionInfo, VersionResponse,
 };
 use orlop_proto::orlop::v1alpha1::node_service_server::{NodeService, NodeServiceServer};
 use orlop_proto::orlop::v1alpha1::{
@@ -78,8 +80,156 @@ fn an_endpoint_that_is_down_hands_over_to_the_next() {
     let node = Node::start();
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let ran = node.run(&["-e", &format!("{closed},{}", node.endpoint), "memory"]);
-    assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""), "{ran:?}");
+    assert_eq!(ran.code, Some(0), "{ran:?}");
     assert!(ran.stdout.contains(&node.endpoint), "{ran:?}");
+    let note = format!("; {} answers instead\n", node.endpoint);
+    assert!(ran.stderr.starts_with("note: ") && ran.stderr.ends_with(&note), "{ran:?}");
+    assert!(ran.stderr.contains(&closed.to_string()), "{ran:?}");
+}
+
+#[test]
+fn a_kubeconfig_is_put_beside_those_that_are_there() {
+    let node = Node::start();
+    let text = |path: &str| std::fs::read_to_string(node.home.path(path)).unwrap();
+    let ran = node.run(&["kubeconfig"]);
+    assert_eq!((ran.code, ran.stdout.as_str()), (Some(0), ""), "{ran:?}");
+    let first = text(".kube/config");
+    assert!(first.contains("current-context: admin@trial\n"), "{first}");
+    let ran = node.run(&["kubeconfig", "--force-context-name", "mine"]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let both = text(".kube/config");
+    assert!(
+        both.contains("current-context: mine\n") && both.contains("name: admin@trial"),
+        "{both}"
+    );
+    let ran = node.run(&["kubeconfig", "-m=false"]);
+    assert_eq!((ran.code, text("kubeconfig")), (Some(0), first.clone()), "{ran:?}");
+    let ran = node.run(&["kubeconfig", "--merge=false"]);
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert!(ran.stderr.starts_with("error: kubeconfig is there already\nhint: --force"), "{ran:?}");
+    let ran = node.run(&["kubeconfig", "-"]);
+    assert_eq!((ran.code, ran.stdout), (Some(0), first));
+    std::fs::write(node.home.path("broken"), "clusters: [").unwrap();
+    let ran = node.run(&["kubeconfig", "broken"]);
+    assert!(ran.stderr.starts_with("error: the kubeconfig of broken cannot be read: "), "{ran:?}");
+    assert_eq!((ran.code, text("broken").as_str()), (Some(1), "clusters: ["));
+}
+
+#[test]
+fn a_control_plane_makes_a_client_configuration_for_somebody_else() {
+    let node = Node::start();
+    let ran = node.run(&["config", "new", "theirs", "--roles", "os:reader", "--crt-ttl", "24h"]);
+    assert_eq!((ran.code, ran.stdout.as_str()), (Some(0), "created theirs\n"), "{ran:?}");
+    let made = Configuration::read(&node.home.path("theirs")).unwrap();
+    assert_eq!(made.contexts["trial"].endpoints, [&*node.endpoint]);
+    let ran = node.run(&["config", "new", "theirs"]);
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+}
+
+/// `orlopctl dashboard` in a terminal of its own, that of script(1).
+struct Screen {
+    script: std::process::Child,
+    keys: std::process::ChildStdin,
+    pieces: std::sync::mpsc::Receiver<Vec<u8>>,
+    seen: String,
+}
+
+impl Screen {
+    fn open(node: &Node) -> Option<Self> {
+        use std::io::Read as _;
+        use std::process::{Command, Stdio};
+
+        let orlop = node.home.command(&[]);
+        let orlop = orlop.get_program().to_str().unwrap();
+        let fifo = node.home.path("resize");
+        if !fifo.exists() {
+            nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        }
+        // The terminal changes its size when somebody writes to the fifo.
+        let run = format!(
+            "stty rows 24 cols 80\n(read _ < resize; stty rows 10 cols 40 < /dev/tty) &\n\
+             echo $$ > pid\nexec {orlop} orlopctl --talosconfig talosconfig dashboard -d 100ms\n"
+        );
+        std::fs::write(node.home.path("run"), run).unwrap();
+        let mut script = Command::new("script");
+        script.args(["-q", "-e", "-f", "-c", "sh run", "/dev/null"]);
+        script.current_dir(node.home.path("")).env("TERM", "xterm").env("SHELL", "/bin/sh");
+        script.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut script = match script.spawn() {
+            Ok(script) => script,
+            Err(error) => {
+                println!("skipped: script(1) does not run: {error}");
+                return None;
+            }
+        };
+        let (sender, pieces) = std::sync::mpsc::channel();
+        let mut out = script.stdout.take().unwrap();
+        std::thread::spawn(move || {
+            let mut piece = vec![0; 4096];
+            while let Ok(count @ 1..) = out.read(&mut piece) {
+                if sender.send(piece[..count].to_vec()).is_err() {
+                    return;
+                }
+            }
+        });
+        let keys = script.stdin.take().unwrap();
+        Some(Self { script, keys, pieces, seen: String::new() })
+    }
+
+    /// Waits until what was seen is as it should be.
+    fn wait(&mut self, what: &str, is: impl Fn(&str) -> bool) {
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(90);
+        while !is(&self.seen) {
+            let left = until.saturating_duration_since(std::time::Instant::now());
+            let piece = self.pieces.recv_timeout(left);
+            let piece = piece.unwrap_or_else(|error| panic!("{what}: {error}: {:?}", self.seen));
+            self.seen += &String::from_utf8_lossy(&piece);
+        }
+    }
+
+    fn end(mut self) {
+        // The other page is left, and the cursor is there again.
+        self.wait("the terminal is given back", |seen| {
+            seen.contains("\u{1b}[?1049l") && seen.ends_with("\u{1b}[?25h")
+        });
+        assert_eq!(self.script.wait().unwrap().code(), Some(0), "{:?}", self.seen);
+    }
+}
+
+/// Whether all places that are written to after the screen was cleared are inside this size.
+fn fits(seen: &str, rows: usize, columns: usize) -> bool {
+    let Some((_, frame)) = seen.rsplit_once("\u{1b}[2J") else { return false };
+    let places = frame.split("\u{1b}[").filter_map(|rest| {
+        let (row, column) = rest.split_once('H')?.0.split_once(';')?;
+        Some((row.parse::<usize>().ok()?, column.parse::<usize>().ok()?))
+    });
+    let places: Vec<_> = places.collect();
+    frame.contains("SERVICE")
+        && places.iter().all(|(row, column)| *row <= rows && *column <= columns)
+}
+
+#[test]
+fn the_dashboard_draws_follows_the_size_and_gives_the_terminal_back() {
+    use std::io::Write as _;
+
+    let node = Node::start();
+    let Some(mut screen) = Screen::open(&node) else { return };
+    screen
+        .wait("a frame", |seen| ["apid", "v0.8.9", "hello"].iter().all(|word| seen.contains(word)));
+    std::fs::write(node.home.path("resize"), "\n").unwrap();
+    screen.wait("a smaller frame", |seen| fits(seen, 10, 40));
+    screen.keys.write_all(b"q").unwrap();
+    screen.end();
+    // A signal ends it as well as a key.
+    let Some(mut screen) = Screen::open(&node) else { return };
+    screen.wait("a frame", |seen| seen.contains("apid"));
+    let pid = std::fs::read_to_string(node.home.path("pid")).unwrap();
+    let pid = nix::unistd::Pid::from_raw(pid.trim().parse().unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    screen.end();
+    let ran = node.run(&["dashboard"]);
+    assert_eq!(ran.code, Some(64), "{ran:?}");
+    assert!(ran.stderr.starts_with("error: a dashboard is for a terminal\nhint: "), "{ran:?}");
 }
 
 #[test]
@@ -251,14 +401,17 @@ fn sockets_images_captures_and_restarts_reach_the_node() {
 
 /// A tar.gz with one file, `log`.
 fn archive() -> Vec<u8> {
+    packed("log", &"x".repeat(100_000))
+}
+
+fn packed(name: &str, text: &str) -> Vec<u8> {
     use std::io::Write as _;
 
     let mut header = tar::Header::new_ustar();
     header.set_mode(0o644);
-    header.set_size(100_000);
+    header.set_size(text.len() as u64);
     let mut tar = tar::Builder::new(Vec::new());
-    let text = "x".repeat(100_000);
-    tar.append_data(&mut header, "log", text.as_bytes()).unwrap();
+    tar.append_data(&mut header, name, text.as_bytes()).unwrap();
     let mut zipped = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::none());
     zipped.write_all(&tar.into_inner().unwrap()).unwrap();
     zipped.finish().unwrap()
@@ -270,6 +423,37 @@ fn a_reboot_is_accepted_without_output_for_scripts() {
     let ran = node.run(&["reboot"]);
     let said = format!("{} reboots\n", node.endpoint);
     assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr), (Some(0), "", said));
+}
+
+#[test]
+fn a_reboot_that_is_waited_for_ends_when_the_nodes_are_back() {
+    let node = Node::start();
+    let ran = node.run(&["-n", "a,b", "reboot", "--wait"]);
+    let said =
+        "a reboots\nb reboots\na is back: all services are up\nb is back: all services are up\n";
+    assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr.as_str()), (Some(0), "", said));
+    let ran = node.run(&["-n", &format!("a,{DEAD}"), "reboot", "--wait"]);
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert!(ran.stderr.contains("to know the next one: 10.0.0.66: "), "{ran:?}");
+}
+
+#[test]
+fn health_says_what_it_waits_for() {
+    let node = Node::start();
+    let ran = node.run(&["health", "--control-plane-nodes", "a,b", "--worker-nodes", "c"]);
+    let said = "waiting for apid to be ready: ...\nwaiting for apid to be ready: OK\n\
+        waiting for all services to be healthy: ...\nwaiting for all services to be healthy: OK\n\
+        waiting for all nodes to finish boot sequence: ...\n\
+        waiting for all nodes to finish boot sequence: OK\n";
+    assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr.as_str()), (Some(0), "", said));
+    let ran = node.run(&["-n", &format!("a,{DEAD}"), "health", "--wait-timeout", "10ms"]);
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert!(ran.stderr.contains("for apid to be ready: 10.0.0.66: no route to host"), "{ran:?}");
+    // What time does not mend is not waited for.
+    let other = Node::start();
+    let ran = node.run(&["-e", &other.endpoint, "health"]);
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert!(ran.stderr.contains("invalid peer certificate"), "{ran:?}");
 }
 
 #[test]
@@ -334,8 +518,8 @@ impl Node {
         let (_, tls) = tokio::sync::watch::channel(tls);
         let incoming = orlop_rpc::tls::incoming(listener, tls);
         let server = orlop_rpc::server()
-            .add_service(MachineServiceServer::new(Fake))
-            .add_service(NodeServiceServer::new(Fake));
+            .add_service(MachineServiceServer::new(Fake::default()))
+            .add_service(NodeServiceServer::new(Fake::default()));
         runtime.spawn(server.serve_with_incoming(incoming));
         let node = Self { home: Home::new(), endpoint, ca, _runtime: runtime };
         node.write_context(&node.ca, &node.ca);
@@ -380,7 +564,10 @@ fn issue(ca: &Authority, usage: Usage) -> orlop_pki::Pair {
 }
 
 /// Answers as an apid does: a message for each of `nodes`, an error for the one that is dead.
-struct Fake;
+#[derive(Default)]
+struct Fake {
+    reboots: AtomicU64,
+}
 
 fn each<T>(asked: &MetadataMap, make: impl Fn(Option<Metadata>) -> T) -> Vec<T> {
     let nodes: Vec<_> = asked.get_all("nodes").iter().map(|node| node.to_str().unwrap()).collect();
@@ -445,6 +632,44 @@ impl MachineService for Fake {
         Ok(Response::new(VersionResponse { messages: each(request.metadata(), version) }))
     }
 
+    async fn load_avg(&self, request: Request<()>) -> Result<Response<LoadAvgResponse>, Status> {
+        let load = |metadata| LoadAvg { metadata, load1: 0.25, ..LoadAvg::default() };
+        Ok(Response::new(LoadAvgResponse { messages: each(request.metadata(), load) }))
+    }
+
+    async fn system_stat(
+        &self,
+        request: Request<()>,
+    ) -> Result<Response<SystemStatResponse>, Status> {
+        let boot_time = 1_700_000_000 + 60 * self.reboots.load(Ordering::Relaxed);
+        let stat = |metadata| SystemStat { metadata, boot_time, ..SystemStat::default() };
+        Ok(Response::new(SystemStatResponse { messages: each(request.metadata(), stat) }))
+    }
+
+    async fn kubeconfig(&self, _: Request<()>) -> Result<Response<Answers<Data>>, Status> {
+        let text = "apiVersion: v1\nkind: Config\nclusters:\n- name: trial\n  cluster:\n    \
+            server: https://10.0.0.2:6443\nusers:\n- name: admin@trial\n  user:\n    token: t\n\
+            contexts:\n- name: admin@trial\n  context:\n    cluster: trial\n    user: admin@trial\n\
+            current-context: admin@trial\n";
+        Ok(Response::new(Box::pin(tokio_stream::once(piece(&packed("kubeconfig", text))))))
+    }
+
+    async fn generate_client_configuration(
+        &self,
+        request: Request<GenerateClientConfigurationRequest>,
+    ) -> Result<Response<GenerateClientConfigurationResponse>, Status> {
+        let GenerateClientConfigurationRequest { roles, crt_ttl } = request.get_ref();
+        assert_eq!((roles.len(), &*roles[0], crt_ttl.unwrap().seconds), (1, "os:reader", 86_400));
+        let talosconfig = b"context: trial\ncontexts:\n  trial:\n    endpoints: []\n".to_vec();
+        let made = |metadata| GenerateClientConfiguration {
+            metadata,
+            talosconfig: talosconfig.clone(),
+            ..GenerateClientConfiguration::default()
+        };
+        let messages = each(request.metadata(), made);
+        Ok(Response::new(GenerateClientConfigurationResponse { messages }))
+    }
+
     async fn service_list(
         &self,
         request: Request<()>,
@@ -473,6 +698,7 @@ impl MachineService for Fake {
     }
 
     async fn reboot(&self, request: Request<()>) -> Result<Response<RebootResponse>, Status> {
+        self.reboots.fetch_add(1, Ordering::Relaxed);
         let reboot = |metadata| Reboot { metadata };
         Ok(Response::new(RebootResponse { messages: each(request.metadata(), reboot) }))
     }

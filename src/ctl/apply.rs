@@ -12,6 +12,7 @@ use orlop_proto::machine::{
 
 use crate::client::{Answer, Client, machine};
 use crate::error::Error;
+use crate::power::{Goal, Wait};
 use crate::stranger::Stranger;
 
 /// When the configuration becomes the node's.
@@ -103,6 +104,8 @@ pub(crate) struct ResetOptions {
     /// Wipe only these: STATE, EPHEMERAL, …; else all that the node keeps
     #[arg(long, value_delimiter = ',', value_name = "LABEL")]
     system_labels_to_wipe: Vec<String>,
+    #[command(flatten)]
+    wait: Wait,
 }
 
 pub(crate) async fn reset(client: &Client, options: &ResetOptions) -> Result<(), Error> {
@@ -115,9 +118,11 @@ pub(crate) async fn reset(client: &Client, options: &ResetOptions) -> Result<(),
             .collect(),
         ..ResetRequest::default()
     };
+    let before = options.wait.before(client).await?;
     let call = async |node| machine(node).reset(request.clone()).await;
     for Answer { node, .. } in client.ask("reset", call).await? {
         say!("{node} is reset");
     }
-    Ok(())
+    // Whoever comes back does not know us any more.
+    options.wait.until(client, Goal::Gone, before).await
 }

@@ -68,6 +68,8 @@ pub(crate) struct Client {
     tls: Arc<ClientConfig>,
     /// Whose certificate is shown, as named in errors.
     identity: String,
+    /// Nothing is said of endpoints that were passed over.
+    silent: bool,
 }
 
 /// An endpoint and the connection to it, which is made when it is first needed.
@@ -96,17 +98,33 @@ impl Client {
         let targets = Targets::new(nodes)?;
         let way = |endpoint| Way { endpoint, channel: OnceLock::new() };
         let endpoints = endpoints.into_iter().map(way).collect();
-        Ok(Self { endpoints, first: Arc::default(), targets, tls, identity })
+        let first = Arc::default();
+        Ok(Self { endpoints, first, targets, tls, identity, silent: false })
     }
 
-    /// A client of each target alone, over the same connections: none of them waits for another.
+    /// A client of other nodes, over the same connections.
+    ///
+    /// # Errors
+    /// When one of them is no node.
+    pub(crate) fn of(&self, nodes: Vec<String>) -> Result<Self, Error> {
+        Ok(Self { targets: Targets::new(nodes)?, ..self.clone() })
+    }
+
+    /// The same client, which says nothing of endpoints that it passed over.
+    pub(crate) fn silent(&self) -> Self {
+        Self { silent: true, ..self.clone() }
+    }
+
+    /// A client of each target alone, over the same connections: none of them waits for another, and
+    /// none of them says anything on stderr while all goes well.
     pub(crate) fn each(&self) -> Vec<Self> {
+        let quiet = self.silent();
         if self.targets.nodes.is_empty() {
-            return vec![self.clone()];
+            return vec![quiet];
         }
         let alone = |node: &MetadataValue<Ascii>| {
             let targets = Targets { nodes: vec![node.clone()], deadline: None };
-            Self { targets, ..self.clone() }
+            Self { targets, ..quiet.clone() }
         };
         self.targets.nodes.iter().map(alone).collect()
     }
@@ -118,6 +136,11 @@ impl Client {
         }
         let typed = |node: &MetadataValue<Ascii>| String::from_utf8_lossy(node.as_bytes()).into();
         self.targets.nodes.iter().map(typed).collect()
+    }
+
+    /// The endpoints as they were typed.
+    pub(crate) fn endpoints(&self) -> Vec<String> {
+        self.endpoints.iter().map(|way| way.endpoint.to_string()).collect()
     }
 
     /// # Errors
@@ -233,6 +256,10 @@ impl Client {
             match answer {
                 Ok(Ok(reply)) => {
                     self.first.store(at, Ordering::Relaxed);
+                    if !self.silent {
+                        let instead = |attempt| say!(note: "{attempt}; {endpoint} answers instead");
+                        attempts.iter().for_each(instead);
+                    }
                     return Ok((endpoint, reply));
                 }
                 Ok(Err(status)) => match Attempt::unreached(&status) {
@@ -389,6 +416,7 @@ replies! {
     machine::BootstrapResponse => machine::Bootstrap,
     machine::ContainersResponse => machine::Container,
     machine::DiskStatsResponse => machine::DiskStats,
+    machine::GenerateClientConfigurationResponse => machine::GenerateClientConfiguration,
     machine::LoadAvgResponse => machine::LoadAvg,
     machine::MemoryResponse => machine::Memory,
     machine::MetaDeleteResponse => machine::MetaDelete,

@@ -52,6 +52,18 @@ pub(crate) enum Error {
     NotRegistered { id: String },
     #[error("service {id:?} is not up again after {} s: {why}", after.as_secs())]
     NotUp { id: String, after: Duration, why: String },
+    #[error("waited {} s: {why}", after.as_secs())]
+    NotBack { after: Duration, why: String },
+    #[error("waited {} s for {what}: {why}", after.as_secs())]
+    Unhealthy { what: &'static str, after: Duration, why: String },
+    #[error("{} has a context {name:?} already", path.display())]
+    ContextExists { path: PathBuf, name: String },
+    #[error("the files do not make an identity")]
+    Files(#[source] orlop_pki::Error),
+    #[error("the kubeconfig of {whose} cannot be read: {why}")]
+    Kubeconfig { whose: String, why: String },
+    #[error("cannot tell where the kubeconfig is: HOME is not set")]
+    NoKubeconfigHome,
     #[error("{} is there already", path.display())]
     Exists { path: PathBuf },
     #[error("read {}", path.display())]
@@ -152,6 +164,12 @@ impl Error {
                 Some("add -n ADDRESS; the node's console shows its addresses".to_owned())
             }
             Self::NotUp { id, .. } => Some(format!("orlopctl logs {id} says why")),
+            Self::Unhealthy { .. } => Some(
+                "orlopctl services, orlopctl timeline and orlopctl logs ID say more".to_owned(),
+            ),
+            Self::NotBack { .. } => {
+                Some("the node's console shows what it does; --timeout waits longer".to_owned())
+            }
             Self::NotRegistered { .. } => Some("orlopctl services lists them".to_owned()),
             Self::OneNode { .. } => Some("name it: -n NODE".to_owned()),
             Self::Terminal => {
@@ -160,6 +178,8 @@ impl Error {
             Self::NoTerminal => {
                 Some("for programs: orlopctl memory -o json, orlopctl metrics".to_owned())
             }
+            Self::ContextExists { .. } => Some("--force replaces it".to_owned()),
+            Self::NoKubeconfigHome => Some("name it: orlopctl kubeconfig FILE".to_owned()),
             Self::Exists { .. } => {
                 Some("--force writes over it, and over the secrets in it".to_owned())
             }
@@ -171,6 +191,8 @@ impl Error {
             | Self::Identity { .. }
             | Self::Endpoint(_)
             | Self::Ended { .. }
+            | Self::Files(_)
+            | Self::Kubeconfig { .. }
             | Self::Read { .. }
             | Self::Tls(_)
             | Self::Write { .. }
@@ -181,6 +203,18 @@ impl Error {
             | Self::Screen(_)
             | Self::Signal(_)
             | Self::Runtime(_) => None,
+        }
+    }
+
+    /// Whether it is no use to try again: somebody must change something first.
+    pub(crate) fn lasts(&self) -> bool {
+        match self {
+            Self::Unreachable { attempts, .. } => {
+                attempts.iter().all(|attempt| attempt.trouble.lasts())
+            }
+            Self::Refused { .. } | Self::Ended { .. } | Self::Deadline { .. } => false,
+            Self::Failed { .. } => false,
+            _ => true,
         }
     }
 
@@ -205,7 +239,9 @@ impl Error {
             | Self::UnknownContext { .. }
             | Self::NoContext { .. }
             | Self::NoEndpoint { .. }
+            | Self::Files(_)
             | Self::Identity { .. }
+            | Self::NoKubeconfigHome
             | Self::Endpoint(_) => Exit::Config,
             Self::Unreachable { .. }
             | Self::Refused { .. }
@@ -213,8 +249,12 @@ impl Error {
             | Self::Deadline { .. }
             | Self::Failed { .. }
             | Self::NotRegistered { .. }
+            | Self::NotBack { .. }
             | Self::NotUp { .. }
+            | Self::Unhealthy { .. }
+            | Self::ContextExists { .. }
             | Self::Exists { .. }
+            | Self::Kubeconfig { .. }
             | Self::Read { .. }
             | Self::Write { .. }
             | Self::Screen(_)
@@ -319,6 +359,22 @@ impl Trouble {
                 Self::NoRoute
             }
             _ => Self::Other,
+        }
+    }
+
+    /// A certificate or a name does not become right by waiting.
+    fn lasts(self) -> bool {
+        match self {
+            Self::UnknownIssuer | Self::OtherName | Self::OtherKey | Self::NotTls | Self::Name => {
+                true
+            }
+            Self::ConnectionRefused
+            | Self::TimedOut
+            | Self::NoRoute
+            | Self::Certificate
+            | Self::ClientCertificate
+            | Self::Closed
+            | Self::Other => false,
         }
     }
 

@@ -99,7 +99,7 @@ pub(crate) fn run(global: &Global, options: &Options) -> Result<(), Error> {
 }
 
 /// Makes a file anew that only its owner can read, whatever the mode of an older one.
-fn create(path: &Path, text: &str) -> io::Result<()> {
+pub(crate) fn create(path: &Path, text: &str) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}

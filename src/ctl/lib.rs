@@ -34,7 +34,9 @@ mod files;
 mod generate;
 #[cfg(test)]
 mod golden;
+mod health;
 mod images;
+mod kubeconfig;
 mod logs;
 mod memory;
 mod meta;
@@ -89,6 +91,7 @@ fn run(options: &Options) -> Result<(), Error> {
             clap_complete::generate(*shell, &mut Options::command(), "orlopctl", &mut script);
             return table::print(&script);
         }
+        Command::Config(context::Command::New(_)) => {}
         Command::Config(change) => return context::run(global, change),
         Command::Gen(generate::Command::Config(options)) => return generate::run(global, options),
         Command::Validate(options) => return validate::run(options),
@@ -114,15 +117,18 @@ async fn ask(client: &client::Client, command: &Command) -> Result<(), Error> {
     match command {
         Command::ApplyConfig(options) => apply::apply(client, options).await,
         Command::Bootstrap => apply::bootstrap(client).await,
+        Command::Config(context::Command::New(options)) => context::new(client, options).await,
         Command::Containers(options) => containers::list(client, options).await,
         Command::Copy(options) => copy::run(client, options).await,
         Command::Dashboard(options) => dashboard::run(client, options).await,
         Command::Disks(options) => disks::run(client, options).await,
         Command::Dmesg(options) => logs::dmesg(client, options).await,
         Command::Events(options) => events::run(client, options).await,
+        Command::Health(options) => health::run(client, options).await,
         Command::Image(command) => images::run(client, command).await,
         Command::Images(whose) => images::references(client, *whose).await,
         Command::Interfaces(options) => network::list_interfaces(client, options).await,
+        Command::Kubeconfig(options) => kubeconfig::run(client, options).await,
         Command::List(options) => files::list(client, options).await,
         Command::Logs(options) => logs::logs(client, options).await,
         Command::Memory(options) => memory::run(client, options).await,
@@ -133,12 +139,12 @@ async fn ask(client: &client::Client, command: &Command) -> Result<(), Error> {
         Command::Pcap(options) => capture::run(client, options).await,
         Command::Processes(options) => processes::run(client, options).await,
         Command::Read(options) => files::read(client, options).await,
-        Command::Reboot => power::reboot(client).await,
+        Command::Reboot(wait) => power::reboot(client, wait).await,
         Command::Reset(options) => apply::reset(client, options).await,
         Command::Restart(options) => restart::run(client, options).await,
         Command::Routes(options) => network::list_routes(client, options).await,
         Command::Service(options) => services::run(client, options).await,
-        Command::Shutdown => power::shutdown(client).await,
+        Command::Shutdown(wait) => power::shutdown(client, wait).await,
         Command::Stats(options) => containers::stats(client, options).await,
         Command::Timeline(options) => timeline::run(client, options).await,
         Command::Usage(options) => files::usage(client, options).await,

@@ -8,9 +8,9 @@ use clap_complete::Shell;
 use crate::endpoint::Endpoint;
 use crate::stranger::Stranger;
 use crate::{
-    apply, capture, containers, context, copy, dashboard, disks, events, files, generate, images,
-    logs, memory, meta, metrics, mounts, netstat, network, processes, restart, services, timeline,
-    validate, version,
+    apply, capture, containers, context, copy, dashboard, disks, events, files, generate, health,
+    images, kubeconfig, logs, memory, meta, metrics, mounts, netstat, network, power, processes,
+    restart, services, timeline, validate, version,
 };
 
 /// Drives nodes through their API.
@@ -68,6 +68,8 @@ pub(crate) enum Command {
     /// Generate configurations
     #[command(subcommand)]
     Gen(generate::Command),
+    /// Wait until nodes are healthy, and say for what it waits
+    Health(health::Options),
     /// Look after images
     #[command(subcommand)]
     Image(images::Command),
@@ -75,6 +77,8 @@ pub(crate) enum Command {
     Images(images::Whose),
     /// List network interfaces and their addresses
     Interfaces(network::Options),
+    /// Fetch a configuration for kubectl
+    Kubeconfig(kubeconfig::Options),
     /// List files
     #[command(visible_alias = "ls")]
     List(files::ListOptions),
@@ -101,7 +105,7 @@ pub(crate) enum Command {
     /// Print a file
     Read(files::ReadOptions),
     /// Reboot nodes
-    Reboot,
+    Reboot(power::Wait),
     /// Wipe what nodes keep, and switch them off
     Reset(apply::ResetOptions),
     /// Restart a container
@@ -113,7 +117,7 @@ pub(crate) enum Command {
     #[command(visible_alias = "services")]
     Service(services::Options),
     /// Shut nodes down
-    Shutdown,
+    Shutdown(power::Wait),
     /// Show what containers use
     Stats(containers::Options),
     /// Show how the boot went, step by step

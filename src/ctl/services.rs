@@ -144,7 +144,7 @@ fn lacking(
 ///
 /// # Errors
 /// What it is instead.
-fn up(service: &ServiceInfo, asked: bool) -> Result<(), String> {
+pub(crate) fn up(service: &ServiceInfo, asked: bool) -> Result<(), String> {
     let health = health(service);
     match service.state.as_str() {
         "Running" if health == "OK" || (health == "?" && !asked) => Ok(()),

@@ -196,7 +196,16 @@ fn key(code: KeyCode, with: KeyModifiers) -> Option<Key> {
 
 /// Asks one node one question.
 async fn ask(client: &Client, question: Question) -> Result<Piece, String> {
-    let what = "ask";
+    let what = match question {
+        Question::Version => "read the version",
+        Question::Load => "read the load",
+        Question::Memory => "read memory",
+        Question::Stat => "read the processors' time",
+        Question::Network => "read the links' counters",
+        Question::Disks => "read the disks' counters",
+        Question::Processes => "list processes",
+        Question::Services => "list services",
+    };
     Ok(match question {
         Question::Version => {
             let said = one(client, what, async |node| machine(node).version(()).await).await?;

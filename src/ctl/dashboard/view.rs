@@ -158,12 +158,12 @@ fn tabs(state: &State, now: Now, paint: Paint, width: usize) -> Line<'static> {
 fn summary(state: &State, now: Now, paint: Paint) -> Line<'static> {
     let node = state.shown();
     let age = state.stale(node, now.elapsed);
-    if let Some(why) = node.failed() {
-        let age = age.map(|age| format!(" for {}", seconds(age))).unwrap_or_default();
-        return Line::styled(format!("no answer{age}: {why}"), paint.alarm());
+    if let (Some(why), Some(age)) = (node.failed(), age) {
+        return Line::styled(format!("no answer for {}: {why}", seconds(age)), paint.alarm());
     }
     if node.answered.is_none() {
-        let waiting = format!("waits for the node since {}", seconds(now.elapsed));
+        let why = node.failed().map(|why| format!(": {why}")).unwrap_or_default();
+        let waiting = format!("waits for the node since {}{why}", seconds(now.elapsed));
         return Line::styled(waiting, age.map_or(Style::new(), |_| paint.alarm()));
     }
     let mut said = Vec::new();
@@ -183,6 +183,9 @@ fn summary(state: &State, now: Now, paint: Paint) -> Line<'static> {
         text += &format!("   {} processes", node.processes.len());
     }
     said.push(Span::raw(text.trim_start().to_owned()));
+    // A node that answers most questions, and refuses one.
+    let failed = node.failed().map(|why| Span::styled(format!("   {why}"), paint.alarm()));
+    said.extend(failed);
     said.into()
 }
 
@@ -510,6 +513,8 @@ mod tests {
         state.answer(0, Question::Load, seconds(30), Err("no route to host".to_owned()));
         let shown = frame(&state, now(31), 80, 24);
         assert!(shown.contains("\nno answer for 22s: no route to host\n"), "{shown}");
+        let shown = frame(&state, now(11), 200, 24);
+        assert!(shown.contains("   3 processes   no route to host\n"), "{shown}");
         state.key(Key::Node(2));
         let shown = frame(&state, now(4), 80, 24);
         assert!(shown.contains("\nwaits for the node since 4s\nCPU  …\nMEM  …\n"), "{shown}");
