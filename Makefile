@@ -40,9 +40,9 @@ run: kernel initramfs harness ## build all, boot a node under QEMU until Ctrl-C 
 test: ## everything that must hold: check, integration, kernel and image checks, QEMU smoke tests
 	@mkdir -p out
 	@$(MAKE) check integration kernel-check image-check qemu 2>&1 | tee out/test.log
-	@awk '/^test result:/ { passed += $$4; failed += $$6; ignored += $$8 } tolower($$0) ~ /^skipped:/ { skipped[n++] = $$0 } \
-	    END { printf "\nall together: %d passed, %d failed, %d ignored, %d skipped\n", passed, failed, ignored, n; \
-	    for (i = 0; i < n; i++) print "  " skipped[i] }' out/test.log
+	@awk '/^test result:/ { passed += $$4; failed += $$6; ignored += $$8 } tolower($$0) ~ /^skipped:/ { skipped[n++] = $$0 } /^retried:/ { retried[m++] = $$0 } \
+	    END { printf "\nall together: %d passed, %d failed, %d ignored, %d skipped, %d retried\n", passed, failed, ignored, n, m; \
+	    for (i = 0; i < n; i++) print "  " skipped[i]; for (i = 0; i < m; i++) print "  " retried[i] }' out/test.log
 
 check: fmt lint unit ## the fast loop: format, lints, unit tests
 

@@ -4,8 +4,12 @@
 //! share one: it is started by the first of them and ends when a check of another machine runs. The
 //! checks run one after the other, in the order below; each can also be run alone (`make qemu
 //! TEST=reboot`).
+//!
+//! A translated machine is at times so late that a promise cannot be kept. So the first check of a
+//! kind that fails is put to a second machine, after the checks before it. That is told, with why and
+//! with the console, in a line that begins with `retried:`; `make test` counts those.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::process::{ExitCode, Stdio};
@@ -33,12 +37,11 @@ fn main() -> ExitCode {
     // Machines die with the thread that started them: the main one.
     arguments.test_threads = Some(1);
     let world = Arc::new(Mutex::new(World::default()));
-    let checks = CHECKS.iter().map(|(name, kind, check)| {
+    let checks = CHECKS.iter().enumerate().map(|(index, (name, ..))| {
         let world = Arc::clone(&world);
         Trial::test(*name, move || {
             let mut world = world.lock().unwrap_or_else(PoisonError::into_inner);
-            let result = world.node(*kind).and_then(check);
-            result.map_err(|error| Failed::from(format!("{error:#}")))
+            world.check(index).map_err(|error| Failed::from(format!("{error:#}")))
         })
     });
     libtest_mimic::run(&arguments, checks.collect()).exit_code()
@@ -78,6 +81,8 @@ const CHECKS: &[Check] = &[
     ("takes_no_broken_configuration", Kind::Fresh, takes_no_broken_configuration),
     ("goes_by_a_configuration_that_is_applied", Kind::Fresh, is_configured),
     ("applies_a_changed_configuration_without_a_reboot", Kind::Fresh, applies_a_change),
+    ("takes_back_a_configuration_that_was_tried", Kind::Fresh, takes_back_what_was_tried),
+    ("stages_a_configuration_for_the_next_boot", Kind::Fresh, stages_for_the_next_boot),
     ("keeps_its_configuration_over_a_reboot", Kind::Fresh, keeps_configuration),
     ("forgets_its_configuration_at_a_reset", Kind::Fresh, forgets_configuration),
 ];
@@ -93,7 +98,7 @@ enum Kind {
     Broken,
     /// The disk image alone, under UEFI; it has no configuration.
     Disk,
-    /// No configuration either, and a volume to keep one on.
+    /// No configuration either, and volumes to keep one, and what is under /var, on.
     Fresh,
 }
 
@@ -102,9 +107,36 @@ enum Kind {
 struct World {
     current: Option<(Kind, Node)>,
     failed: HashMap<Kind, String>,
+    retried: HashSet<Kind>,
 }
 
 impl World {
+    /// Runs a check; if it is the first of its kind to fail, again on a second machine.
+    fn check(&mut self, index: usize) -> Result<()> {
+        let (name, kind, _) = CHECKS[index];
+        let Err(error) = self.once(index) else { return Ok(()) };
+        if !self.retried.insert(kind) {
+            return Err(error);
+        }
+        eprintln!("\nretried: {name}: {error:#}");
+        (self.current, _) = (None, self.failed.remove(&kind));
+        for before in (0..index).filter(|before| CHECKS[*before].1 == kind) {
+            self.once(before)?;
+        }
+        self.once(index)
+    }
+
+    fn once(&mut self, index: usize) -> Result<()> {
+        let (_, kind, check) = CHECKS[index];
+        let result = self.node(kind).and_then(check);
+        match &self.current {
+            Some((_, node)) if result.is_err() => {
+                result.map_err(|error| anyhow!("{error:#}\n{}", node.machine.console().tail()))
+            }
+            _ => result,
+        }
+    }
+
     /// The machine of this kind, booted unless it runs already.
     fn node(&mut self, kind: Kind) -> Result<&mut Node> {
         if let Some(why) = self.failed.get(&kind) {
@@ -166,7 +198,8 @@ impl Node {
             }
             Kind::Fresh => Boot::node(accel)?
                 .network(&[forward])
-                .scratch_disk(&volume::empty(folder.path(), "STATE")?),
+                .scratch_disk(&volume::empty(folder.path(), "STATE")?)
+                .scratch_disk(&volume::empty(folder.path(), "EPHEMERAL")?),
             Kind::Broken => {
                 let (text, line) = broken(&cluster.controlplane()?)?;
                 broken_at = Some(line);
@@ -197,7 +230,6 @@ impl Node {
             ensure!(ill.is_none(), "not healthy: {ill:?}");
             Ok(services)
         })
-        .with_context(|| self.machine.console().tail())
     }
 }
 
@@ -307,6 +339,10 @@ fn answers_commands(node: &mut Node) -> Result<()> {
     std::fs::create_dir(&folder)?;
     run(&["copy", "/etc", folder.to_str().context("a path in UTF-8")?], "")?;
     ensure!(folder.join("os-release").exists(), "/etc was not copied");
+    let kubeconfig = node.folder.path().join("kubeconfig");
+    run(&["kubeconfig", kubeconfig.to_str().context("a path in UTF-8")?], "")?;
+    let kubeconfig = std::fs::read_to_string(kubeconfig)?;
+    ensure!(kubeconfig.contains("current-context: admin@"), "no kubeconfig: {kubeconfig}");
     let nodes = node.operator.run(&["-n", "127.0.0.1,10.0.2.15", "version"])?;
     ensure!(nodes.contains("10.0.2.15"), "two nodes asked through one endpoint:\n{nodes}");
     Ok(())
@@ -454,7 +490,11 @@ fn reboots(node: &mut Node) -> Result<()> {
     };
     let before = identity(&node.operator)?;
     let mark: Mark = node.machine.console().mark();
-    node.operator.run(&["reboot"])?;
+    // Two at once: one reboots the node, the other is told so or is too late.
+    let mut first = node.operator.command(60, &["reboot"]).spawn()?;
+    let second = node.operator.command(60, &["reboot"]).output()?;
+    let first = first.wait()?;
+    ensure!(first.success() || second.status.success(), "neither was taken: {second:?}");
     node.machine.console().wait_after(mark, &said("machined", "rebooting now"), SHUTDOWN_LIMIT)?;
     node.machine.console().wait_after(mark, "init: started", BOOT_LIMIT)?;
     node.machine.console().wait_after(mark, READY, BOOT_LIMIT)?;
@@ -566,33 +606,88 @@ fn is_configured(node: &mut Node) -> Result<()> {
 }
 
 fn applies_a_change(node: &mut Node) -> Result<()> {
-    let mut document: serde_yaml::Value = serde_yaml::from_str(&node.cluster.controlplane()?)?;
-    document["machine"]["sysctls"] = serde_yaml::from_str("{kernel.panic: '77'}")?;
-    document["machine"]["env"] = serde_yaml::from_str("{WORD: here}")?;
-    let path = node.folder.path().join("changed.yaml");
-    std::fs::write(&path, serde_yaml::to_string(&document)?)?;
-    let path = path.to_str().context("a path in UTF-8")?;
-    let told = |args: &[&str]| -> Result<String> {
-        let output = node.operator.command(60, args).output()?;
-        ensure!(output.status.success(), "{args:?}: {output:?}");
-        Ok(String::from_utf8_lossy(&output.stderr).into_owned())
-    };
-    let said = told(&["apply-config", "-f", path, "--dry-run"])?;
-    ensure!(said.contains("would change: machine.sysctls, machine.env"), "{said}");
+    let path = changed(node, "77")?;
+    let said = told(node, &["apply-config", "-f", &path, "--dry-run"])?;
+    ensure!(said.contains("would change: machine.sysctls, "), "{said}");
     let mark = node.machine.console().mark();
-    let said = told(&["apply-config", "-f", path])?;
-    ensure!(said.contains("changed: machine.sysctls, machine.env"), "{said}");
-    ensure!(said.contains("not before the next boot: machine.env"), "{said}");
+    let said = told(node, &["apply-config", "-f", &path])?;
+    ensure!(said.contains("changed: machine.sysctls, "), "{said}");
+    ensure!(said.contains("not before the next boot: machine.files, machine.env"), "{said}");
     node.machine.console().wait_after(mark, "sysctls of the configuration hold", SOON)?;
+    has_panic_sysctl(node, "77")
+}
+
+fn takes_back_what_was_tried(node: &mut Node) -> Result<()> {
+    let mark = node.machine.console().mark();
+    let path = changed(node, "99")?;
+    told(node, &["apply-config", "-f", &path, "--mode", "try", "--timeout", "20"])?;
+    has_panic_sysctl(node, "99")?;
+    node.machine.console().wait_after(mark, "that was tried is taken back", RECOVERY)?;
+    until(SOON, || has_panic_sysctl(node, "77"))
+}
+
+fn stages_for_the_next_boot(node: &mut Node) -> Result<()> {
+    let said = told(node, &["apply-config", "-f", &changed(node, "88")?, "--mode", "staged"])?;
+    ensure!(said.contains("with the next boot"), "{said}");
+    has_panic_sysctl(node, "77")?;
+    boots_again(node, &["reboot"])?;
+    has_panic_sysctl(node, "88")?;
+    // What the configuration wants written is there, over the read-only root as well.
+    for (path, _) in FILES {
+        let text = node.operator.run(&["read", path])?;
+        ensure!(text == format!("of {path}"), "{path}: {text}");
+    }
     Ok(())
 }
 
 fn keeps_configuration(node: &mut Node) -> Result<()> {
+    // What this boot logged is still there after the next one.
+    let boots = |node: &Node| -> Result<usize> {
+        let log = node.operator.run(&["read", "/var/log/orlop/machined.log"])?;
+        Ok(log.matches("ready in").count())
+    };
+    let before = boots(node)?;
+    boots_again(node, &["apply-config", "-f", &changed(node, "66")?, "--mode", "reboot"])?;
+    has_panic_sysctl(node, "66")?;
+    let after = boots(node)?;
+    ensure!(after > before, "{after} boots in the log of machined, {before} before the last");
+    Ok(())
+}
+
+/// Runs a command that reboots the node, and waits until it is healthy with the configuration it kept.
+fn boots_again(node: &Node, command: &[&str]) -> Result<()> {
     let mark = node.machine.console().mark();
-    node.operator.run(&["reboot"])?;
+    told(node, command)?;
     node.machine.console().wait_after(mark, "accepted.*/system/state", BOOT_LIMIT)?;
     node.machine.console().wait_after(mark, READY, BOOT_LIMIT)?;
     node.healthy(SOON).map(|_| ())
+}
+
+/// A file with the node's configuration and more, `kernel.panic` among it.
+fn changed(node: &Node, panic: &str) -> Result<String> {
+    let mut document: serde_yaml::Value = serde_yaml::from_str(&node.cluster.controlplane()?)?;
+    document["machine"]["sysctls"] = serde_yaml::from_str(&format!("{{kernel.panic: '{panic}'}}"))?;
+    document["machine"]["env"] = serde_yaml::from_str("{WORD: here}")?;
+    let files = FILES.map(|(path, op)| {
+        format!("{{path: {path}, op: {op}, permissions: 0o644, content: of {path}}}")
+    });
+    document["machine"]["files"] = serde_yaml::from_str(&format!("[{}]", files.join(", ")))?;
+    let path = node.folder.path().join("changed.yaml");
+    std::fs::write(&path, serde_yaml::to_string(&document)?)?;
+    Ok(path.to_str().context("a path in UTF-8")?.to_owned())
+}
+
+/// What a command says beside its answer.
+fn told(node: &Node, args: &[&str]) -> Result<String> {
+    let output = node.operator.command(60, args).output()?;
+    ensure!(output.status.success(), "{args:?}: {output:?}");
+    Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+fn has_panic_sysctl(node: &Node, wanted: &str) -> Result<()> {
+    let value = node.operator.run(&["read", "/proc/sys/kernel/panic"])?;
+    ensure!(value.trim() == wanted, "kernel.panic is {}, not {wanted}", value.trim());
+    Ok(())
 }
 
 fn forgets_configuration(node: &mut Node) -> Result<()> {
@@ -652,7 +747,10 @@ fn until<T>(limit: Duration, mut check: impl FnMut() -> Result<T>) -> Result<T> 
 
 /// Who is killed, in turn, and how often in all.
 const KILLED: [&str; 5] = ["routerd", "networkd", "udevd", "apid", "containerd"];
-const KILLS: usize = 4 * KILLED.len();
+const KILLS: usize = 20 * KILLED.len();
+/// Files of a configuration, with their operation: one in a new folder, one over the read-only root.
+const FILES: [(&str, &str); 2] =
+    [("/var/lib/greeting", "create"), ("/etc/os-release", "overwrite")];
 const SERVICES: [&str; 6] = ["machined", "containerd", "udevd", "networkd", "routerd", "apid"];
 const CONTAINERS: [&str; 3] = ["networkd", "routerd", "apid"];
 const STATIC_ADDRESS: [u8; 4] = [10, 0, 3, 77];
