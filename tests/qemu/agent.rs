@@ -7,14 +7,16 @@
 #![forbid(unsafe_code)]
 
 use std::fs::{self, File};
-use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::io::{self, BufRead as _, BufReader, Seek as _, SeekFrom, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitCode, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
+use nix::fcntl::{FallocateFlags, fallocate};
 use nix::mount::{MsFlags, mount};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::statvfs::statvfs;
 use nix::unistd::Pid;
 
 /// Survives the emptying of the initramfs, because it is made after it and lies in no one's way.
@@ -147,14 +149,18 @@ fn filler(folder: &str) -> String {
     format!("{PROC}/1/root{folder}/filled-by-the-agent")
 }
 
-/// Writes until there is no room; how many bytes that took.
+/// Takes the room there is, at first without writing to it, which takes a translated machine long; how
+/// many bytes that was.
 fn fill(path: &str) -> io::Result<u64> {
     let mut file = File::create(path)?;
-    let (bytes, mut written) = (vec![1; 1 << 20], 0);
+    let room = statvfs(path)?;
+    let mut taken = room.blocks_available() * room.fragment_size();
+    fallocate(&file, FallocateFlags::empty(), 0, taken.try_into().map_err(io::Error::other)?)?;
+    file.seek(SeekFrom::End(0))?;
     loop {
-        match file.write(&bytes) {
-            Ok(count) => written += count as u64,
-            Err(error) if error.kind() == io::ErrorKind::StorageFull => return Ok(written),
+        match file.write(&[1; 4096]) {
+            Ok(count) => taken += count as u64,
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => return Ok(taken),
             Err(error) => return Err(error),
         }
     }

@@ -18,7 +18,7 @@ pub struct Agent(BufReader<UnixStream>);
 impl Agent {
     pub(crate) fn connect(socket: &Path) -> Result<Self> {
         let stream = UnixStream::connect(socket).context("connect to the guest's agent")?;
-        stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+        stream.set_read_timeout(Some(Duration::from_secs(120)))?;
         let mut agent = Self(BufReader::new(stream));
         match agent.ask("ping")?.as_str() {
             "pong" => Ok(agent),
