@@ -290,6 +290,44 @@ fn a_context_is_made_of_files_shown_and_removed() {
     assert_eq!(ran.code, Some(78), "{ran:?}");
 }
 
+#[test]
+fn keys_and_certificates_are_made_one_by_one() {
+    let home = Home::new();
+    let made = |args: &[&str], files: &str| {
+        let ran = home.run(&[&["gen"], args].concat());
+        let said: String = files.split(' ').map(|file| format!("created {file}\n")).collect();
+        assert_eq!((ran.code, ran.stdout), (Some(0), said), "{}", ran.stderr);
+    };
+    let text = |file: &str| fs::read_to_string(home.path(file)).unwrap();
+    made(&["ca", "--organization", "me"], "me.crt me.key me.sha256");
+    assert_eq!(mode(&home.path("me.key")), 0o600);
+    made(&["key", "--name", "node"], "node.key");
+    made(&["csr", "--key", "node.key", "--ip", "10.0.0.2,fd00::2"], "node.csr");
+    made(&["crt", "--ca", "me", "--csr", "node.csr", "--name", "node"], "node.crt");
+    let (_, ips) = orlop_pki::certificate::names(&text("node.crt")).unwrap();
+    assert_eq!(ips, ["10.0.0.2".parse::<std::net::IpAddr>().unwrap(), "fd00::2".parse().unwrap()]);
+    made(&["key", "--name", "admin"], "admin.key");
+    made(&["csr", "--key", "admin.key", "--role", "os:admin"], "admin.csr");
+    made(&["crt", "--ca", "me", "--csr", "admin.csr", "--name", "admin"], "admin.crt");
+    // A client with it is let in by a server with the other.
+    let client = orlop_pki::tls::client_config(
+        &text("me.crt"),
+        Some((&text("admin.crt"), &text("admin.key"))),
+    );
+    let server =
+        orlop_pki::tls::server_config(&text("me.crt"), &text("node.crt"), &text("node.key"));
+    assert!(client.is_ok() && server.is_ok());
+    let der = orlop_pki::encoding::certificates(&text("admin.crt")).unwrap();
+    assert_eq!(orlop_pki::certificate::organizations(&der[0]).unwrap(), ["os:admin"]);
+    made(&["keypair", "--organization", "alone", "--dns", "a.example"], "alone.crt alone.key");
+    let (dns, _) = orlop_pki::certificate::names(&text("alone.crt")).unwrap();
+    assert_eq!(dns, ["a.example"]);
+    let ran = home.run(&["gen", "key", "--name", "node"]);
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    let ran = home.run(&["gen", "crt", "--ca", "node", "--csr", "node.csr", "--name", "x"]);
+    assert_eq!(ran.code, Some(1), "a node's certificate is no authority: {ran:?}");
+}
+
 /// Runs a shell; `None` where it is not installed.
 fn shell(name: &str, script: &str) -> Option<Ran> {
     let mut command = std::process::Command::new(name);

@@ -17,11 +17,12 @@ use orlop_proto::machine::{
     ConnectRecord, CopyRequest, DiskUsageInfo, DiskUsageRequest, DmesgRequest, Event,
     EventsRequest, FileInfo, GenerateClientConfiguration, GenerateClientConfigurationRequest,
     GenerateClientConfigurationResponse, ImageListRequest, ImageListResponse, ListRequest, LoadAvg,
-    LoadAvgResponse, LogsRequest, MemInfo, Memory, MemoryResponse, Netstat, NetstatRequest,
-    NetstatResponse, PacketCaptureRequest, ReadRequest, Reboot, RebootResponse, Restart,
-    RestartRequest, RestartResponse, SequenceEvent, ServiceEvents, ServiceHealth, ServiceInfo,
-    ServiceList, ServiceListResponse, ServiceRestart, ServiceRestartRequest,
-    ServiceRestartResponse, SystemStat, SystemStatResponse, Version, VersionInfo, VersionResponse,
+    LoadAvgResponse, LogsContainer, LogsContainersResponse, LogsRequest, MemInfo, Memory,
+    MemoryResponse, Netstat, NetstatRequest, NetstatResponse, PacketCaptureRequest, ReadRequest,
+    Reboot, RebootResponse, Restart, RestartRequest, RestartResponse, SequenceEvent, ServiceEvents,
+    ServiceHealth, ServiceInfo, ServiceList, ServiceListResponse, ServiceRestart,
+    ServiceRestartRequest, ServiceRestartResponse, SystemStat, SystemStatResponse, Version,
+    VersionInfo, VersionResponse,
 };
 use orlop_proto::orlop::v1alpha1::node_service_server::{NodeService, NodeServiceServer};
 use orlop_proto::orlop::v1alpha1::{
@@ -33,6 +34,9 @@ use tokio_stream::{Stream, StreamExt as _};
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status};
 
+/// A machine configuration with two secrets.
+const CONFIG: &str = "machine:\n  type: worker\n  token: 0123ab.0123456789abcdef\n\
+    cluster:\n  controlPlane:\n    endpoint: https://10.0.0.2:6443\n  token: 0123ab.0123456789abcdef\n";
 /// The target that never answers.
 const DEAD: &str = "10.0.0.66";
 
@@ -457,6 +461,37 @@ fn health_says_what_it_waits_for() {
 }
 
 #[test]
+fn what_is_known_of_nodes_is_one_archive_without_secrets() {
+    use std::io::Read as _;
+
+    let node = Node::start();
+    let ran = node.run(&["-n", &format!("a,{DEAD}"), "support"]);
+    assert_eq!((ran.code, ran.stdout.as_str()), (Some(0), ""), "{ran:?}");
+    assert!(ran.stderr.contains("warning: 10.0.0.66: version.txt: no route to host"), "{ran:?}");
+    let file = std::fs::File::open(node.home.path("support.tar.gz")).unwrap();
+    let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(file));
+    let mut found = std::collections::BTreeMap::new();
+    for entry in archive.entries().unwrap() {
+        let mut entry = entry.unwrap();
+        let mut text = String::new();
+        entry.read_to_string(&mut text).unwrap();
+        found.insert(entry.path().unwrap().display().to_string(), text);
+    }
+    assert!(found["support/a/services.yaml"].contains("service: apid"), "{found:?}");
+    assert!(found["support/a/logs/apid.log"].starts_with("last -1 of apid\n"), "{found:?}");
+    assert!(found["support/a/dmesg.log"].contains("hello"), "{found:?}");
+    let config = &found["support/a/config.yaml"];
+    assert!(config.contains("token: '[redacted]'") && !config.contains("0123ab"), "{config}");
+    assert!(found["support/a/failures.txt"].contains("mounts.txt: "), "{found:?}");
+    assert!(found["support/10.0.0.66/failures.txt"].starts_with("version.txt: "), "{found:?}");
+    let ran = node.run(&["support"]);
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    let ran = node.run(&["-n", DEAD, "support", "-O", "other.tar.gz"]);
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert!(!node.home.path("other.tar.gz").exists());
+}
+
+#[test]
 fn a_call_the_node_does_not_serve_says_so() {
     let node = Node::start();
     let ran = node.run(&["mounts"]);
@@ -632,6 +667,14 @@ impl MachineService for Fake {
         Ok(Response::new(VersionResponse { messages: each(request.metadata(), version) }))
     }
 
+    async fn logs_containers(
+        &self,
+        request: Request<()>,
+    ) -> Result<Response<LogsContainersResponse>, Status> {
+        let logs = |metadata| LogsContainer { metadata, ids: vec!["apid".to_owned()] };
+        Ok(Response::new(LogsContainersResponse { messages: each(request.metadata(), logs) }))
+    }
+
     async fn load_avg(&self, request: Request<()>) -> Result<Response<LoadAvgResponse>, Status> {
         let load = |metadata| LoadAvg { metadata, load1: 0.25, ..LoadAvg::default() };
         Ok(Response::new(LoadAvgResponse { messages: each(request.metadata(), load) }))
@@ -724,9 +767,12 @@ impl MachineService for Fake {
         &self,
         request: Request<DmesgRequest>,
     ) -> Result<Response<Answers<Data>>, Status> {
-        assert!(request.get_ref().follow);
+        let follow = request.get_ref().follow;
         let bytes = b"kern:    info: [2025-11-21T05:34:00Z]: hello\n".to_vec();
         let record = tokio_stream::once(Ok(Data { metadata: None, bytes }));
+        if !follow {
+            return Ok(Response::new(Box::pin(record)));
+        }
         Ok(Response::new(Box::pin(record.chain(tokio_stream::pending()))))
     }
 
@@ -792,7 +838,11 @@ impl MachineService for Fake {
     }
 
     async fn read(&self, request: Request<ReadRequest>) -> Result<Response<Answers<Data>>, Status> {
-        let text = format!("{} in pieces", request.get_ref().path);
+        let path = &request.get_ref().path;
+        let text = match &**path {
+            "/system/state/config.yaml" => CONFIG.to_owned(),
+            path => format!("{path} in pieces"),
+        };
         let pieces: Vec<_> = text.as_bytes().chunks(4).map(piece).collect();
         Ok(Response::new(Box::pin(tokio_stream::iter(pieces))))
     }

@@ -418,6 +418,7 @@ replies! {
     machine::DiskStatsResponse => machine::DiskStats,
     machine::GenerateClientConfigurationResponse => machine::GenerateClientConfiguration,
     machine::LoadAvgResponse => machine::LoadAvg,
+    machine::LogsContainersResponse => machine::LogsContainer,
     machine::MemoryResponse => machine::Memory,
     machine::MetaDeleteResponse => machine::MetaDelete,
     machine::MetaWriteResponse => machine::MetaWrite,

@@ -44,7 +44,7 @@ pub(crate) async fn list(client: &Client, options: &Options) -> Result<(), Error
         machine(node).containers(request).await
     };
     let answers = client.ask("list containers", call).await?;
-    containers(answers).print(options.output)
+    containers(&answers).print(options.output)
 }
 
 pub(crate) async fn stats(client: &Client, options: &Options) -> Result<(), Error> {
@@ -66,14 +66,14 @@ const CONTAINERS: &[Column] = &[
     ("STATUS", "status"),
 ];
 
-fn containers(answers: Vec<Answer<Container>>) -> Table {
+pub(crate) fn containers(answers: &[Answer<Container>]) -> Table {
     let mut table = Table::new(CONTAINERS);
     for Answer { node, message } in answers {
-        let mut containers = message.containers;
+        let mut containers: Vec<_> = message.containers.iter().collect();
         containers.sort_by(|a, b| (&a.namespace, &a.id).cmp(&(&b.namespace, &b.id)));
         for container in containers {
             table.push([
-                Cell::text(&node),
+                Cell::text(node),
                 Cell::text(&container.namespace),
                 id(&container.id, &container.pod_id),
                 Cell::text(&container.image),
@@ -147,7 +147,7 @@ mod tests {
         ];
         let message = Container { metadata: None, containers: containers_of };
         let text =
-            containers(vec![Answer { node: "10.0.0.2".to_owned(), message }]).render(Format::Table);
+            containers(&[Answer { node: "10.0.0.2".to_owned(), message }]).render(Format::Table);
         golden::check("containers.txt", &text);
     }
 

@@ -11,11 +11,13 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread;
 
 use flate2::read::GzDecoder;
+use orlop_proto::common::Data;
 use orlop_proto::machine::CopyRequest;
 use tar::{Archive, EntryType};
 
 use crate::client::{Client, machine};
 use crate::error::Error;
+use crate::progress::Progress;
 use crate::table::{escape, print};
 
 /// Pieces that wait while the disk is busy.
@@ -34,8 +36,13 @@ pub(crate) async fn run(client: &Client, options: &Options) -> Result<(), Error>
     let request = CopyRequest { root_path: options.source.clone() };
     let call = async |node| machine(node).copy(request.clone()).await;
     let what = format!("copy {}", options.source);
+    let mut progress = Progress::new(&what);
     if options.destination == Path::new("-") {
-        return client.follow(&what, call, |_, data| print(&data.bytes)).await;
+        let each = |_: &str, data: Data| {
+            progress.add(data.bytes.len());
+            print(&data.bytes)
+        };
+        return client.follow(&what, call, each).await;
     }
     let (pieces, arrived) = sync_channel(AHEAD);
     let folder = options.destination.clone();
@@ -44,6 +51,7 @@ pub(crate) async fn run(client: &Client, options: &Options) -> Result<(), Error>
     let mut stopped = false;
     let followed = client
         .follow(&what, call, |_, data| {
+            progress.add(data.bytes.len());
             if data.bytes.is_empty() || pieces.send(data.bytes).is_ok() {
                 return Ok(());
             }
@@ -51,7 +59,7 @@ pub(crate) async fn run(client: &Client, options: &Options) -> Result<(), Error>
             Err(Error::Output(io::ErrorKind::BrokenPipe.into()))
         })
         .await;
-    drop(pieces);
+    drop((pieces, progress));
     let unpacked = unpacking.join().expect("unpacking does not panic");
     let path = options.destination.clone();
     let unpacked = unpacked.map_err(|source| Error::Write { path, source });

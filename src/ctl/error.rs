@@ -56,6 +56,8 @@ pub(crate) enum Error {
     NotBack { after: Duration, why: String },
     #[error("waited {} s for {what}: {why}", after.as_secs())]
     Unhealthy { what: &'static str, after: Duration, why: String },
+    #[error("make keys and certificates")]
+    Keys(#[source] orlop_pki::Error),
     #[error("{} has a context {name:?} already", path.display())]
     ContextExists { path: PathBuf, name: String },
     #[error("the files do not make an identity")]
@@ -192,6 +194,7 @@ impl Error {
             | Self::Endpoint(_)
             | Self::Ended { .. }
             | Self::Files(_)
+            | Self::Keys(_)
             | Self::Kubeconfig { .. }
             | Self::Read { .. }
             | Self::Tls(_)
@@ -253,6 +256,7 @@ impl Error {
             | Self::NotUp { .. }
             | Self::Unhealthy { .. }
             | Self::ContextExists { .. }
+            | Self::Keys(_)
             | Self::Exists { .. }
             | Self::Kubeconfig { .. }
             | Self::Read { .. }

@@ -10,6 +10,7 @@ use orlop_config::generate::{self, Mirror, generate};
 use orlop_config::machine::{self, Mode};
 
 use crate::error::Error;
+use crate::keys;
 use crate::options::Global;
 use crate::table::print;
 
@@ -19,6 +20,16 @@ pub(crate) enum Command {
     ///
     /// The endpoints given with -e become those of the client configuration.
     Config(Options),
+    /// Make an authority: NAME.crt, NAME.key and NAME.sha256
+    Ca(keys::CaOptions),
+    /// Make an Ed25519 key: NAME.key
+    Key(keys::KeyOptions),
+    /// Make a request for a key
+    Csr(keys::CsrOptions),
+    /// Make a certificate of a request: NAME.crt
+    Crt(keys::CrtOptions),
+    /// Make a key and a certificate that nobody else vouches for
+    Keypair(keys::PairOptions),
 }
 
 #[derive(Debug, clap::Args)]
@@ -56,8 +67,20 @@ pub(crate) struct Options {
     registry_mirrors: Vec<Mirror>,
 }
 
+/// Makes what is asked for.
+pub(crate) fn run(global: &Global, command: &Command) -> Result<(), Error> {
+    match command {
+        Command::Config(options) => cluster(global, options),
+        Command::Ca(options) => keys::ca(options),
+        Command::Key(options) => keys::key(options),
+        Command::Csr(options) => keys::csr(options),
+        Command::Crt(options) => keys::crt(options),
+        Command::Keypair(options) => keys::keypair(options),
+    }
+}
+
 /// Writes all files, or none when one of them is there, and says which.
-pub(crate) fn run(global: &Global, options: &Options) -> Result<(), Error> {
+fn cluster(global: &Global, options: &Options) -> Result<(), Error> {
     let Options { name, endpoint, output_dir, force, .. } = options;
     let folder = output_dir.as_deref().unwrap_or(Path::new(""));
     let mut choices = generate::Options {

@@ -36,6 +36,7 @@ mod generate;
 mod golden;
 mod health;
 mod images;
+mod keys;
 mod kubeconfig;
 mod logs;
 mod memory;
@@ -48,10 +49,12 @@ mod options;
 mod paint;
 mod power;
 mod processes;
+mod progress;
 mod refusal;
 mod restart;
 mod services;
 mod stranger;
+mod support;
 mod table;
 mod timeline;
 mod units;
@@ -93,7 +96,7 @@ fn run(options: &Options) -> Result<(), Error> {
         }
         Command::Config(context::Command::New(_)) => {}
         Command::Config(change) => return context::run(global, change),
-        Command::Gen(generate::Command::Config(options)) => return generate::run(global, options),
+        Command::Gen(command) => return generate::run(global, command),
         Command::Validate(options) => return validate::run(options),
         Command::Version(options) => {
             version::own(options)?;
@@ -146,6 +149,7 @@ async fn ask(client: &client::Client, command: &Command) -> Result<(), Error> {
         Command::Service(options) => services::run(client, options).await,
         Command::Shutdown(wait) => power::shutdown(client, wait).await,
         Command::Stats(options) => containers::stats(client, options).await,
+        Command::Support(options) => support::run(client, options).await,
         Command::Timeline(options) => timeline::run(client, options).await,
         Command::Usage(options) => files::usage(client, options).await,
         Command::Version(_) => version::nodes(client).await,

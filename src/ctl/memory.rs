@@ -58,7 +58,7 @@ fn table(answers: &[Answer<Memory>]) -> Table {
 }
 
 /// Every field under the name and in the unit the kernel gives it.
-fn verbose(answers: &[Answer<Memory>]) -> String {
+pub(crate) fn verbose(answers: &[Answer<Memory>]) -> String {
     let mut text = String::new();
     for Answer { node, message } in answers {
         let info = message.meminfo.unwrap_or_default();

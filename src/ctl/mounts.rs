@@ -29,7 +29,7 @@ const COLUMNS: &[Column] = &[
 ];
 
 /// Pseudo file systems, whose size is 0, are left out.
-fn table(answers: &[Answer<Mounts>]) -> Table {
+pub(crate) fn table(answers: &[Answer<Mounts>]) -> Table {
     let mut table = Table::new(COLUMNS);
     for Answer { node, message } in answers {
         for mount in message.stats.iter().filter(|mount| mount.size > 0) {

@@ -34,7 +34,7 @@ const INTERFACES: &[Column] = &[
 ];
 
 /// One row an address; a link without any still has its row.
-fn interfaces(answers: &[Answer<Interfaces>]) -> Table {
+pub(crate) fn interfaces(answers: &[Answer<Interfaces>]) -> Table {
     let mut table = Table::new(INTERFACES);
     for Answer { node, message } in answers {
         for link in &message.interfaces {
@@ -63,7 +63,7 @@ const ROUTES: &[Column] = &[
     ("METRIC", "metric"),
 ];
 
-fn routes(answers: &[Answer<Routes>]) -> Table {
+pub(crate) fn routes(answers: &[Answer<Routes>]) -> Table {
     let mut table = Table::new(ROUTES);
     for Answer { node, message } in answers {
         for route in &message.routes {

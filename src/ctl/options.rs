@@ -10,7 +10,7 @@ use crate::stranger::Stranger;
 use crate::{
     apply, capture, containers, context, copy, dashboard, disks, events, files, generate, health,
     images, kubeconfig, logs, memory, meta, metrics, mounts, netstat, network, power, processes,
-    restart, services, timeline, validate, version,
+    restart, services, support, timeline, validate, version,
 };
 
 /// Drives nodes through their API.
@@ -120,6 +120,9 @@ pub(crate) enum Command {
     Shutdown(power::Wait),
     /// Show what containers use
     Stats(containers::Options),
+    /// Collect what helps to understand what nodes do, without secrets
+    #[command(visible_alias = "crashdump")]
+    Support(support::Options),
     /// Show how the boot went, step by step
     Timeline(timeline::Options),
     /// Show how much room files take

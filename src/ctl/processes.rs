@@ -19,7 +19,7 @@ pub(crate) struct Options {
 }
 
 #[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
-enum Sort {
+pub(crate) enum Sort {
     /// Resident memory
     #[default]
     Rss,
@@ -30,7 +30,7 @@ enum Sort {
 pub(crate) async fn run(client: &Client, options: &Options) -> Result<(), Error> {
     let call = async |node| machine(node).processes(()).await;
     let answers = client.ask("list processes", call).await?;
-    table(answers, options.sort).print(options.output)
+    table(&answers, options.sort).print(options.output)
 }
 
 const COLUMNS: &[Column] = &[
@@ -45,10 +45,10 @@ const COLUMNS: &[Column] = &[
 ];
 
 /// Processes of each node in turn; equal ones by pid, so that two calls print the same order.
-fn table(answers: Vec<Answer<Process>>, sort: Sort) -> Table {
+pub(crate) fn table(answers: &[Answer<Process>], sort: Sort) -> Table {
     let mut table = Table::new(COLUMNS);
     for Answer { node, message } in answers {
-        let mut processes = message.processes;
+        let mut processes: Vec<_> = message.processes.iter().collect();
         processes.sort_by_key(|process| process.pid);
         match sort {
             Sort::Rss => processes.sort_by_key(|process| Reverse(process.resident_memory)),
@@ -56,14 +56,14 @@ fn table(answers: Vec<Answer<Process>>, sort: Sort) -> Table {
         }
         for process in processes {
             table.push([
-                Cell::text(&node),
+                Cell::text(node),
                 Cell::number(process.pid),
                 Cell::text(&process.state),
                 Cell::number(process.threads),
                 Cell::shown(format!("{:.2}", process.cpu_time), process.cpu_time),
                 Cell::shown(si(process.virtual_memory), process.virtual_memory),
                 Cell::shown(si(process.resident_memory), process.resident_memory),
-                Cell::text(&command(&process)),
+                Cell::text(&command(process)),
             ]);
         }
     }
@@ -127,13 +127,13 @@ mod tests {
 
     #[test]
     fn the_most_memory_comes_first() {
-        let text = table(answers(), Sort::Rss).render(Format::Table);
+        let text = table(&answers(), Sort::Rss).render(Format::Table);
         golden::check("processes.txt", &text);
     }
 
     #[test]
     fn or_the_most_cpu_time() {
-        let text = table(answers(), Sort::Cpu).render(Format::Table);
+        let text = table(&answers(), Sort::Cpu).render(Format::Table);
         let pids: Vec<_> =
             text.lines().skip(1).filter_map(|line| line.split_whitespace().nth(1)).collect();
         assert_eq!(pids, ["1", "2", "7", "3"]);

@@ -213,7 +213,7 @@ const HISTORY: &[Column] = &[
 ];
 
 /// The story for programs, oldest event first.
-fn history(answers: &[Answer<ServiceList>]) -> Table {
+pub(crate) fn history(answers: &[Answer<ServiceList>]) -> Table {
     let mut table = Table::new(HISTORY);
     for Answer { node, message } in answers {
         for service in &message.services {

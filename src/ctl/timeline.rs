@@ -82,7 +82,7 @@ struct Line<'a> {
 }
 
 /// Names and times on the left, bars on the right, all nodes on one scale.
-fn chart(answers: &[Answer<Timeline>], flat: bool) -> String {
+pub(crate) fn chart(answers: &[Answer<Timeline>], flat: bool) -> String {
     let headings = ["NODE", "WHEN", "TOOK", "WHAT"];
     let lines: Vec<_> = answers.iter().flat_map(|answer| lines(answer, flat)).collect();
     let widths: [usize; 4] = std::array::from_fn(|i| {

@@ -49,7 +49,7 @@ fn client_block(short: bool) -> String {
     format!("Client:\n{}", lines(&own))
 }
 
-fn server_block(answers: &[Answer<Version>]) -> String {
+pub(crate) fn server_block(answers: &[Answer<Version>]) -> String {
     let mut text = "Server:\n".to_owned();
     for Answer { node, message } in answers {
         // Writing to a string does not fail.

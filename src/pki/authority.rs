@@ -141,28 +141,8 @@ impl Authority {
         key: &impl PublicKeyData,
         now: SystemTime,
     ) -> Result<String, Error> {
-        let mut params = params(leaf.lifetime, now)?;
-        if !leaf.common_name.is_empty() {
-            params.distinguished_name.push(DnType::CommonName, leaf.common_name.as_str());
-        }
-        if let Some(organization) = leaf.organizations.first() {
-            params.distinguished_name.push(DnType::OrganizationName, organization.as_str());
-        }
-        for name in &leaf.dns {
-            let name = name.as_str().try_into().map_err(Error::Issue)?;
-            params.subject_alt_names.push(SanType::DnsName(name));
-        }
-        params.subject_alt_names.extend(leaf.ips.iter().copied().map(SanType::IpAddress));
+        let mut params = leaf_params(leaf, now)?;
         params.use_authority_key_identifier_extension = true;
-        params.is_ca = IsCa::ExplicitNoCa;
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = match leaf.usage {
-            Usage::Server => vec![ExtendedKeyUsagePurpose::ServerAuth],
-            Usage::Client => vec![ExtendedKeyUsagePurpose::ClientAuth],
-            Usage::Peer => {
-                vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth]
-            }
-        };
         let signed = params.signed_by(key, &self.issuer).map_err(Error::Issue)?;
         Ok(match leaf.organizations.get(1..) {
             None | Some([]) => signed.pem(),
@@ -195,6 +175,43 @@ impl Authority {
         let signature = der(0x03, &[&[0], &signature[..]].concat());
         Ok(der(0x30, &[&new_tbs, algorithm, &signature].concat()))
     }
+}
+
+/// Makes a leaf with a new Ed25519 key that nobody but itself vouches for. Of several organizations only
+/// the first is in it.
+///
+/// # Errors
+/// When there is no randomness, a name is no DNS name, or the lifetime is out of range.
+pub fn self_signed(leaf: &Leaf, now: SystemTime) -> Result<Pair, Error> {
+    let key = generate_key(KeyKind::Ed25519)?;
+    let signed = leaf_params(leaf, now)?.self_signed(&key).map_err(Error::Issue)?;
+    Ok(Pair { crt: signed.pem(), key: encoding::key_to_pem(&key) })
+}
+
+/// What is in a leaf, but for its key and further organizations.
+fn leaf_params(leaf: &Leaf, now: SystemTime) -> Result<CertificateParams, Error> {
+    let mut params = params(leaf.lifetime, now)?;
+    if !leaf.common_name.is_empty() {
+        params.distinguished_name.push(DnType::CommonName, leaf.common_name.as_str());
+    }
+    if let Some(organization) = leaf.organizations.first() {
+        params.distinguished_name.push(DnType::OrganizationName, organization.as_str());
+    }
+    for name in &leaf.dns {
+        let name = name.as_str().try_into().map_err(Error::Issue)?;
+        params.subject_alt_names.push(SanType::DnsName(name));
+    }
+    params.subject_alt_names.extend(leaf.ips.iter().copied().map(SanType::IpAddress));
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = match leaf.usage {
+        Usage::Server => vec![ExtendedKeyUsagePurpose::ServerAuth],
+        Usage::Client => vec![ExtendedKeyUsagePurpose::ClientAuth],
+        Usage::Peer => {
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth]
+        }
+    };
+    Ok(params)
 }
 
 /// A new key. An Ed25519 one is written as PKCS#8 version 1 (RFC 8410 §7), without the public key:

@@ -21,7 +21,7 @@ mod secret;
 pub mod stranger;
 pub mod tls;
 
-pub use authority::{Authority, KeyKind, Leaf, Usage};
+pub use authority::{Authority, KeyKind, Leaf, Usage, self_signed};
 pub use certificate::{fingerprint, not_after};
 pub use request::Request;
 pub use secret::Secret;

@@ -4,7 +4,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use rcgen::{CertificateParams, DistinguishedName, DnType, SanType, SubjectPublicKeyInfo};
+use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, SanType, SubjectPublicKeyInfo};
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::oid_registry::{
@@ -126,16 +126,53 @@ impl Request {
 /// When there is no randomness, or a name is no DNS name.
 pub fn make(common_name: &str, dns: &[String], ips: &[IpAddr]) -> Result<(String, Secret), Error> {
     let key = generate_key(KeyKind::Ed25519)?;
+    Ok((write(&key, common_name, None, dns, ips)?, encoding::key_to_pem(&key)))
+}
+
+/// Makes a new Ed25519 key, in PEM.
+///
+/// # Errors
+/// When there is no randomness.
+pub fn new_key() -> Result<Secret, Error> {
+    Ok(encoding::key_to_pem(&generate_key(KeyKind::Ed25519)?))
+}
+
+/// Makes a request for a key that exists; `organization` is the role it asks for.
+///
+/// # Errors
+/// When the key cannot be read, or a name is no DNS name.
+pub fn for_key(
+    key: &str,
+    common_name: &str,
+    organization: Option<&str>,
+    dns: &[String],
+    ips: &[IpAddr],
+) -> Result<String, Error> {
+    let key = KeyPair::try_from(&encoding::private_key(key)?).map_err(Error::Key)?;
+    write(&key, common_name, organization, dns, ips)
+}
+
+fn write(
+    key: &KeyPair,
+    common_name: &str,
+    organization: Option<&str>,
+    dns: &[String],
+    ips: &[IpAddr],
+) -> Result<String, Error> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, common_name);
+    if !common_name.is_empty() {
+        params.distinguished_name.push(DnType::CommonName, common_name);
+    }
+    if let Some(organization) = organization {
+        params.distinguished_name.push(DnType::OrganizationName, organization);
+    }
     for name in dns {
         let name = name.as_str().try_into().map_err(Error::Issue)?;
         params.subject_alt_names.push(SanType::DnsName(name));
     }
     params.subject_alt_names.extend(ips.iter().copied().map(SanType::IpAddress));
-    let request = params.serialize_request(&key).and_then(|request| request.pem());
-    Ok((request.map_err(Error::Issue)?, encoding::key_to_pem(&key)))
+    params.serialize_request(key).and_then(|request| request.pem()).map_err(Error::Issue)
 }
 
 /// The kinds of keys we certify: Ed25519, ECDSA over P-256 and P-384, RSA of a usual size.
