@@ -3,7 +3,7 @@
 //! [`Netlink`] lists and changes links, addresses and routes over rtnetlink; [`Changes`] says when
 //! one of them changed, whoever did it. [`PacketSocket`] exchanges UDP datagrams on a link that has
 //! no address yet, and [`RawSocket`] sends one through the kernel's routes once it has; both carry
-//! the bytes that [`datagram`] builds and takes apart. [`Capture`] copies what passes a link. [`host`] sets the names of the node.
+//! the bytes that [`datagram`] builds and takes apart. [`ArpSocket`] asks who has an address. [`Capture`] copies what passes a link. [`host`] sets the names of the node.
 //!
 //! Nothing here decides anything: what should be is `networkd`'s business.
 
@@ -13,6 +13,7 @@ pub mod datagram;
 pub mod host;
 
 mod address;
+mod arp;
 mod capture;
 mod changes;
 mod link;
@@ -30,11 +31,13 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 pub use address::Address;
+pub use arp::{Arp, ArpSocket, Operation as ArpOperation};
 pub use capture::{Capture, Frame, Instruction, Promiscuous};
 pub use changes::Changes;
 pub use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-pub use link::Link;
+pub use link::{Kind, Link};
 pub use mac::Mac;
+pub use netlink_packet_route::link as options;
 pub use packet::PacketSocket;
 pub use raw::RawSocket;
 pub use requests::Netlink;

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::mem::{size_of, zeroed};
+use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 
 use nix::errno::Errno;
@@ -17,9 +18,11 @@ use crate::datagram::UdpChecksum;
 pub struct PacketSocket {
     socket: AsyncFd<OwnedFd>,
     index: u32,
+    ethertype: u16,
 }
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
+const ETHERTYPE_ARP: u16 = 0x0806;
 
 impl PacketSocket {
     /// Opens it on link `index`. The kernel passes on nothing but IPv4 packets for UDP `port`, so
@@ -28,6 +31,19 @@ impl PacketSocket {
     /// # Errors
     /// When the kernel refuses: no `CAP_NET_RAW`, no such link.
     pub fn open(index: u32, port: u16) -> io::Result<Self> {
+        Self::with_filter(index, ETHERTYPE_IPV4, &mut filter(port))
+    }
+
+    /// The same for ARP messages, as `ArpSocket` has them: those that claim `address` or probe for it.
+    pub(crate) fn open_arp(index: u32, address: Ipv4Addr) -> io::Result<Self> {
+        Self::with_filter(index, ETHERTYPE_ARP, &mut arp_filter(address))
+    }
+
+    fn with_filter(
+        index: u32,
+        ethertype: u16,
+        filter: &mut [libc::sock_filter],
+    ) -> io::Result<Self> {
         // Protocol 0 receives nothing until the filter is in place and bind names the protocol.
         // SAFETY: socket takes no pointers.
         let raw = Errno::result(unsafe {
@@ -39,11 +55,11 @@ impl PacketSocket {
         })?;
         // SAFETY: `raw` was opened just above, and nobody else owns it.
         let socket = unsafe { OwnedFd::from_raw_fd(raw) };
-        let mut filter = filter(port);
-        let program = libc::sock_fprog { len: FILTER_LENGTH, filter: filter.as_mut_ptr() };
+        let len = u16::try_from(filter.len()).map_err(io::Error::other)?;
+        let program = libc::sock_fprog { len, filter: filter.as_mut_ptr() };
         set_option(&socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)?;
         set_option(&socket, libc::SOL_PACKET, libc::PACKET_AUXDATA, &1i32)?;
-        let address = link_address(index, Mac::BROADCAST)?;
+        let address = link_address(index, ethertype, Mac::BROADCAST)?;
         // SAFETY: `address` is a valid sockaddr_ll for the length of the call, and its size is passed.
         Errno::result(unsafe {
             libc::bind(socket.as_raw_fd(), (&raw const address).cast(), ADDRESS_LENGTH)
@@ -51,15 +67,16 @@ impl PacketSocket {
         Ok(Self {
             socket: crate::register(socket, Interest::READABLE | Interest::WRITABLE)?,
             index,
+            ethertype,
         })
     }
 
-    /// Sends an IPv4 packet to every station on the link.
+    /// Sends a packet to every station on the link.
     ///
     /// # Errors
     /// When the kernel refuses; `ENETDOWN` while the link is down.
     pub async fn broadcast(&self, packet: &[u8]) -> io::Result<()> {
-        let address = link_address(self.index, Mac::BROADCAST)?;
+        let address = link_address(self.index, self.ethertype, Mac::BROADCAST)?;
         self.socket
             .async_io(Interest::WRITABLE, |socket| {
                 // SAFETY: the buffer is valid for `packet.len()` bytes and the address for its size,
@@ -131,11 +148,9 @@ fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<(usize, UdpChecksu
     Ok((usize::try_from(count).unwrap_or_default(), checksum))
 }
 
-const FILTER_LENGTH: u16 = 7;
-
 /// "UDP to `port`", in the classic BPF of
 /// `Documentation/networking/filter.rst`. Offset 0 is the first byte of the IPv4 header.
-fn filter(port: u16) -> [libc::sock_filter; FILTER_LENGTH as usize] {
+fn filter(port: u16) -> [libc::sock_filter; 7] {
     const LOAD_BYTE: u16 = 0x30; // BPF_LD | BPF_B | BPF_ABS
     const LOAD_HALF_INDEXED: u16 = 0x48; // BPF_LD | BPF_H | BPF_IND
     const LOAD_HEADER_LENGTH: u16 = 0xb1; // BPF_LDX | BPF_B | BPF_MSH
@@ -153,16 +168,33 @@ fn filter(port: u16) -> [libc::sock_filter; FILTER_LENGTH as usize] {
     ]
 }
 
+/// "Claims `address`, or claims nothing and asks for it". Offset 0 is the first byte of the message.
+fn arp_filter(address: Ipv4Addr) -> [libc::sock_filter; 7] {
+    const LOAD_WORD: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS
+    const JUMP_EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
+    const RETURN: u16 = 0x06; // BPF_RET | BPF_K
+    let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+    [
+        step(LOAD_WORD, 0, 0, 14),
+        step(JUMP_EQUAL, 3, 0, address.to_bits()),
+        step(JUMP_EQUAL, 0, 3, 0),
+        step(LOAD_WORD, 0, 0, 24),
+        step(JUMP_EQUAL, 0, 1, address.to_bits()),
+        step(RETURN, 0, 0, u32::MAX),
+        step(RETURN, 0, 0, 0),
+    ]
+}
+
 #[expect(clippy::cast_possible_truncation, reason = "sizes of small structs, known here")]
 const ADDRESS_LENGTH: libc::socklen_t = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
 #[expect(clippy::cast_possible_truncation, reason = "sizes of small structs, known here")]
 const AUXDATA_LENGTH: u32 = size_of::<libc::tpacket_auxdata>() as u32;
 
-fn link_address(index: u32, mac: Mac) -> io::Result<libc::sockaddr_ll> {
+fn link_address(index: u32, ethertype: u16, mac: Mac) -> io::Result<libc::sockaddr_ll> {
     // SAFETY: sockaddr_ll is a plain C struct for which all zeros is a valid value.
     let mut address: libc::sockaddr_ll = unsafe { zeroed() };
     address.sll_family = libc::sa_family_t::try_from(libc::AF_PACKET).map_err(io::Error::other)?;
-    address.sll_protocol = ETHERTYPE_IPV4.to_be();
+    address.sll_protocol = ethertype.to_be();
     address.sll_ifindex = i32::try_from(index).map_err(io::Error::other)?;
     address.sll_halen = 6;
     address.sll_addr[..6].copy_from_slice(&mac.0);

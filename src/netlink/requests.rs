@@ -6,15 +6,15 @@ use std::sync::Arc;
 
 use futures_util::stream::{Stream, StreamExt as _, TryStreamExt as _};
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::LinkMessage;
+use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::packet_core::{
-    NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
-    NetlinkPayload,
+    NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
+    NetlinkMessage, NetlinkPayload,
 };
 use rtnetlink::{Handle, IpVersion, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
 use tokio::sync::Mutex;
 
-use crate::{Address, Error, Link, Route};
+use crate::{Address, Error, Kind, Link, Route};
 
 /// A connection to the kernel's network tables. Clones share it.
 #[derive(Clone, Debug)]
@@ -99,6 +99,72 @@ impl Netlink {
     pub async fn set_mtu(&self, index: u32, mtu: u32) -> Result<(), Error> {
         let message = LinkMessageBuilder::<LinkUnspec>::new().index(index).mtu(mtu).build();
         self.change_link(format!("set mtu {mtu} on link {index}"), message).await
+    }
+
+    /// Makes a link called `name` (at most 15 bytes), on top of `parent` where its kind needs one. It
+    /// is down at first.
+    ///
+    /// # Errors
+    /// When the kernel refuses (see [`Error::already_exists`]), or the connection is gone.
+    pub async fn make_link(
+        &self,
+        name: &str,
+        kind: &Kind,
+        parent: Option<u32>,
+    ) -> Result<(), Error> {
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        message.attributes.extend(parent.map(LinkAttribute::Link));
+        let mut infos = kind.to_infos();
+        // A new bridge is so anyway; not every kernel that has bridges takes options.
+        if *kind == (Kind::Bridge { stp: false, vlan_filtering: false }) {
+            infos.truncate(1);
+        }
+        message.attributes.push(LinkAttribute::LinkInfo(infos));
+        let message = RouteNetlinkMessage::NewLink(message);
+        self.request(format!("make link {name}"), message, NLM_F_CREATE | NLM_F_EXCL).await
+    }
+
+    /// Tells a made link other options; those that are not named stay.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or the connection is gone.
+    pub async fn change_kind(&self, index: u32, kind: &Kind) -> Result<(), Error> {
+        let info = LinkAttribute::LinkInfo(kind.to_infos());
+        self.change_link(format!("set the options of link {index}"), attribute(index, info)).await
+    }
+
+    /// Removes a made link, with its addresses, its routes and the VLANs on top of it.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or the connection is gone.
+    pub async fn remove_link(&self, index: u32) -> Result<(), Error> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        let message = RouteNetlinkMessage::DelLink(message);
+        self.request(format!("remove link {index}"), message, 0).await
+    }
+
+    /// Writes the remark that the kernel keeps with a link, at most 255 bytes.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or the connection is gone.
+    pub async fn set_alias(&self, index: u32, alias: &str) -> Result<(), Error> {
+        let alias = LinkAttribute::IfAlias(alias.to_owned());
+        self.change_link(format!("mark link {index}"), attribute(index, alias)).await
+    }
+
+    /// Makes a link a port of a bond or bridge, or of none. A bond takes only links that are down.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or the connection is gone.
+    pub async fn set_master(&self, index: u32, master: Option<u32>) -> Result<(), Error> {
+        let what = match master {
+            Some(master) => format!("make link {index} a port of link {master}"),
+            None => format!("make link {index} a port of nothing"),
+        };
+        let master = LinkAttribute::Controller(master.unwrap_or_default());
+        self.change_link(what, attribute(index, master)).await
     }
 
     /// Gives a link another name (at most 15 bytes); other processes know it by its index meanwhile.
@@ -191,6 +257,13 @@ impl Netlink {
             }
         })
     }
+}
+
+fn attribute(index: u32, attribute: LinkAttribute) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.attributes.push(attribute);
+    message
 }
 
 #[cfg(test)]
