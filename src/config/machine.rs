@@ -30,8 +30,9 @@ pub use cluster::{
 pub use example::example_of_lines;
 pub use names::sysctl_path;
 pub use network::{
-    AdSelect, ArpAllTargets, ArpValidate, Bond, BondMode, DhcpOptions, FailOverMac, HostEntry,
-    Interface, LacpRate, Network, PrimaryReselect, Route, Vlan, XmitHashPolicy,
+    AdSelect, ArpAllTargets, ArpValidate, Bond, BondMode, Bridge, BridgeVlan, DhcpOptions,
+    FailOverMac, HostEntry, Interface, LacpRate, Network, PrimaryReselect, Route, Stp, Vlan,
+    XmitHashPolicy,
 };
 pub use node::{
     Disk, Features, File, FileOperation, Install, Kernel, KernelModule, Kubelet, LogDestination,

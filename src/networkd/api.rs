@@ -165,8 +165,7 @@ mod tests {
             mac: Some(Mac([2, 0, 0, 0, 0, 1])),
             flags: 0x1 | 0x2 | 0x40 | 0x1000 | 0x10000,
             carrier_ups: 1,
-            kind: None,
-            master: None,
+            ..Link::default()
         }
     }
 

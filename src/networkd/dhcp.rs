@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use orlop_netlink::datagram::{self, Datagram, UdpChecksum};
-use orlop_netlink::{Link, Mac, PacketSocket, RawSocket};
-use orlop_rt::Chain;
+use orlop_netlink::{Arp, ArpSocket, Link, Mac, PacketSocket, RawSocket};
+use orlop_rt::{CancellationToken, Chain};
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
@@ -48,6 +48,10 @@ pub(crate) struct Keeper {
     /// When the sender goes, so do we.
     pub(crate) carrier: watch::Receiver<Carrier>,
     pub(crate) updates: mpsc::Sender<Update>,
+    /// Watches for others with our address.
+    pub(crate) watch: Option<ArpSocket>,
+    /// Says that the lease shall be given back.
+    pub(crate) release: CancellationToken,
 }
 
 /// Room for whatever a server may send to us: an Ethernet frame's worth.
@@ -55,8 +59,10 @@ const BUFFER: usize = 2048;
 
 enum Happened {
     Packet(io::Result<(usize, UdpChecksum)>),
+    Claim(io::Result<Arp>),
     Timer,
     Carrier(Carrier),
+    Release,
     Abandoned,
 }
 
@@ -75,14 +81,20 @@ impl Keeper {
         let mut buffer = vec![0; BUFFER];
         let mut actions = client.handle(now(), random(), Event::Started(remembered));
         let mut message: &[u8] = &[];
+        let mut released = false;
         loop {
             for action in actions {
                 self.carry_out(action, message, &socket, &routed).await;
+            }
+            if released {
+                return Ok(());
             }
             let timer = wait_until(client.wake_at());
             // All arms are cancel-safe: a packet not taken stays in the socket.
             let happened = tokio::select! {
                 received = socket.receive(&mut buffer) => Happened::Packet(received),
+                claim = claim(self.watch.as_ref()) => Happened::Claim(claim),
+                () = self.release.cancelled() => Happened::Release,
                 () = timer => Happened::Timer,
                 changed = self.carrier.changed() => match changed {
                     Ok(()) => Happened::Carrier(*self.carrier.borrow_and_update()),
@@ -92,6 +104,18 @@ impl Keeper {
             message = &[];
             actions = match happened {
                 Happened::Timer => client.handle(now(), random(), Event::TimerFired),
+                Happened::Claim(Ok(claim)) => {
+                    client.handle(now(), random(), Event::Claimed(&claim))
+                }
+                // Said once when the link goes down.
+                Happened::Claim(Err(error)) => {
+                    debug!(%error, "ARP socket");
+                    vec![]
+                }
+                Happened::Release => {
+                    released = true;
+                    client.handle(now(), random(), Event::Released)
+                }
                 Happened::Carrier(seen) => {
                     let before = std::mem::replace(&mut carrier, seen);
                     if seen.running && seen != before {
@@ -123,7 +147,7 @@ impl Keeper {
 
     /// `message` is what led to the action.
     async fn carry_out(
-        &self,
+        &mut self,
         action: Action,
         message: &[u8],
         socket: &PacketSocket,
@@ -135,22 +159,56 @@ impl Keeper {
                 debug!(kind = ?request.kind, %destination, ?sent, "DHCP message");
                 return;
             }
-            Action::Configure(lease) => {
-                // A remembered lease comes without a message: it is in the memory already.
-                if !message.is_empty() {
-                    debug!(address = %lease.address, server = %lease.server, "lease given");
-                    self.memory.store(message, now());
+            Action::Remember => return self.memory.store(message, now()),
+            Action::SendArp(arp) => {
+                self.watch(arp.target_address);
+                if let Some(watch) = &self.watch {
+                    let sent = watch.broadcast(&arp).await;
+                    debug!(address = %arp.target_address, ?sent, "ARP message");
                 }
+                return;
+            }
+            Action::Contested { address, by } => {
+                warn!(%address, %by, "another host uses the address");
+                return;
+            }
+            Action::Configure(lease) => {
+                self.watch(lease.address.addr());
                 Some(lease)
             }
             Action::Deconfigure => {
                 info!("no lease");
                 self.memory.forget();
+                self.watch = None;
                 None
             }
         };
         // The other end goes away only with us.
         let _ = self.updates.send(Update { index: self.index, lease }).await;
+    }
+}
+
+impl Keeper {
+    /// Listens for others with this address. Without such a socket, conflicts go unseen.
+    fn watch(&mut self, address: Ipv4Addr) {
+        if self.watch.as_ref().is_some_and(|watch| watch.address() == address) {
+            return;
+        }
+        match ArpSocket::open(self.index, address) {
+            Ok(watch) => self.watch = Some(watch),
+            Err(error) => {
+                warn!(%address, error = %Chain(&error), "conflicts of the address cannot be seen");
+                self.watch = None;
+            }
+        }
+    }
+}
+
+/// The next claim of our address; never when we do not watch for any. Cancel-safe.
+async fn claim(watch: Option<&ArpSocket>) -> io::Result<Arp> {
+    match watch {
+        Some(watch) => watch.receive().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -10,7 +10,7 @@ use std::io::{self, Write as _};
 use std::path::Path;
 use std::time::Duration;
 
-use orlop_netlink::{Changes, Link, Mac, Netlink, host};
+use orlop_netlink::{Changes, Kind, Link, Mac, Netlink, host};
 use orlop_rt::{Backoff, CancellationToken, Chain};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinError, JoinSet};
@@ -18,18 +18,23 @@ use tracing::{Instrument as _, debug, info, info_span, warn};
 
 use crate::dhcp::{Carrier, Keeper, Memory, Update, now, wait_until};
 use crate::machine::{Lease, Remembered, Uptime, Wishes};
+use crate::made::{self, Wanted};
 use crate::plan::{self, Desired, Intent, Names, Observed, Operation, Settings, difference};
 use crate::{Error, Options, names};
 
 /// A link that is tried for so long without success no longer keeps the node from being ready.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// A file of this name in the state folder means that leases are given back at the end.
+pub(crate) const RELEASE: &str = "release";
+/// How long that may take.
+const FAREWELL: Duration = Duration::from_secs(2);
 /// Until what failed is tried again.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(60);
 /// After so long without failure, one is news again.
 const CALM: Duration = Duration::from_secs(120);
 /// Each round makes the next one smaller; whoever works against us is not fought any faster.
-const MAX_ROUNDS: u32 = 4;
+const MAX_ROUNDS: u32 = 8;
 /// Keepers wait for us; a handful is on its way at any time.
 const UPDATES: usize = 16;
 
@@ -55,6 +60,10 @@ pub(crate) struct Driver {
     failed_at: Option<Uptime>,
     retry: Backoff,
     retry_at: Option<Uptime>,
+    /// Tells all keepers to give their leases back.
+    release: CancellationToken,
+    /// Options that a link was told: if it does not show them, it is not told again at once.
+    told_kinds: BTreeMap<u32, Kind>,
     /// The last names that an interface gave the node.
     named: Option<Names>,
     /// The names the kernel was last told.
@@ -64,6 +73,7 @@ pub(crate) struct Driver {
 /// A running keeper.
 struct Handle {
     name: String,
+    mac: Mac,
     carrier: watch::Sender<Carrier>,
     task: AbortHandle,
 }
@@ -103,6 +113,8 @@ impl Driver {
             failed_at: None,
             retry: Backoff::new(FIRST_RETRY, LAST_RETRY),
             retry_at: None,
+            release: CancellationToken::new(),
+            told_kinds: BTreeMap::new(),
             named: None,
             told: None,
         }
@@ -133,9 +145,32 @@ impl Driver {
                 Happened::Timer => {
                     self.retry_at = None;
                     self.resting.clear();
+                    self.told_kinds.clear();
                 }
-                Happened::Shutdown => return Ok(()),
+                Happened::Shutdown => {
+                    self.leave().await;
+                    return Ok(());
+                }
             }
+        }
+    }
+
+    /// Leaves everything as it is, unless the machine goes away for long: then leases are given back.
+    async fn leave(mut self) {
+        if !self.options.state.join(RELEASE).exists() {
+            return;
+        }
+        self.release.cancel();
+        let told = async {
+            loop {
+                tokio::select! {
+                    Some(_) = self.updates.1.recv() => {}
+                    ended = self.tasks.join_next() => if ended.is_none() { return },
+                }
+            }
+        };
+        if tokio::time::timeout(FAREWELL, told).await.is_err() {
+            warn!("not every lease was given back in time");
         }
     }
 
@@ -188,7 +223,11 @@ impl Driver {
             };
             let intents = plan::intents(&self.settings, &observed.links);
             self.keep_leases(&intents, &observed.links);
-            let desired = Desired::new(&intents, &self.leases, now());
+            let desired = Desired::new(&intents, &self.leases, now())
+                .with_made_links(&self.settings, &observed.links);
+            for conflict in made::conflicts(&desired.made, &observed.links) {
+                self.complain_of(conflict);
+            }
             let operations = difference(&desired, &observed);
             let settled = operations.is_empty();
             let done = settled || self.carry_out(&operations, &observed.links).await;
@@ -210,18 +249,48 @@ impl Driver {
             let result = match operation {
                 Operation::RemoveRoute(route) => self.netlink.remove_route(route).await,
                 Operation::RemoveAddress(address) => self.netlink.remove_address(address).await,
+                Operation::RemoveLink(index) => self.netlink.remove_link(*index).await,
+                Operation::MakeLink(Wanted { name, kind, parent }) => {
+                    self.netlink.make_link(name, kind, *parent).await
+                }
+                Operation::Mark(index) => self.netlink.set_alias(*index, made::MARK).await,
+                Operation::ChangeKind(index, kind) if self.told_kinds.get(index) == Some(kind) => {
+                    let link = name_of(links, *index).unwrap_or_default();
+                    self.complain_of(format!("link {link:?} does not take all of its options"));
+                    done = false;
+                    continue;
+                }
+                Operation::ChangeKind(index, kind) => {
+                    self.told_kinds.insert(*index, kind.clone());
+                    self.netlink.change_kind(*index, kind).await
+                }
+                Operation::SetDown(index) => self.netlink.set_down(*index).await,
+                Operation::SetMaster(index, master) => {
+                    self.netlink.set_master(*index, *master).await
+                }
                 Operation::SetMtu(index, mtu) => self.netlink.set_mtu(*index, *mtu).await,
                 Operation::SetUp(index) => self.netlink.set_up(*index).await,
                 Operation::PutAddress(address) => self.netlink.put_address(address).await,
                 Operation::AddRoute(route) => self.netlink.add_route(route).await,
             };
-            let removal =
-                matches!(operation, Operation::RemoveRoute(_) | Operation::RemoveAddress(_));
+            let removal = matches!(
+                operation,
+                Operation::RemoveRoute(_) | Operation::RemoveAddress(_) | Operation::RemoveLink(_)
+            );
             match result {
-                Ok(()) => {}
+                Ok(()) => match operation {
+                    Operation::MakeLink(wanted) => info!(link = %wanted.name, "link made"),
+                    Operation::RemoveLink(index) => {
+                        info!(link = name_of(links, *index), "link removed");
+                    }
+                    _ => {}
+                },
                 Err(error) if error.already_exists() || (removal && error.not_found()) => {}
                 Err(error) => {
-                    let on = operation.index().and_then(|index| name_of(links, index));
+                    let on = match operation {
+                        Operation::MakeLink(wanted) => Some(wanted.name.as_str()),
+                        _ => operation.index().and_then(|index| name_of(links, index)),
+                    };
                     self.complain(&format!("configure {}", on.unwrap_or("the network")), &error);
                     done = false;
                 }
@@ -234,13 +303,15 @@ impl Driver {
     fn keep_leases(&mut self, intents: &BTreeMap<u32, Intent>, links: &[Link]) {
         let now = now();
         self.since.retain(|index, _| intents.contains_key(index));
-        let wanted = |index: &u32, name: &str| {
-            name_of(links, *index) == Some(name)
-                && intents.get(index).is_some_and(|intent| intent.dhcp.is_some())
+        // A bond takes the address of its first port: then the server knows it by another.
+        let wanted = |index: &u32, keeper: &Handle| {
+            links.iter().any(|link| {
+                (link.index, link.mac) == (*index, Some(keeper.mac)) && link.name == keeper.name
+            }) && intents.get(index).is_some_and(|intent| intent.dhcp.is_some())
         };
         let leases = &mut self.leases;
         self.keepers.retain(|index, keeper| {
-            let keep = wanted(index, &keeper.name);
+            let keep = wanted(index, keeper);
             if !keep {
                 keeper.task.abort();
                 leases.remove(index);
@@ -285,12 +356,14 @@ impl Driver {
             memory,
             carrier: carries,
             updates: self.updates.0.clone(),
+            watch: None,
+            release: self.release.clone(),
         };
         let index = link.index;
         let span = info_span!("dhcp", link = %link.name);
         let task =
             self.tasks.spawn(async move { (index, keeper.run(remembered).await) }.instrument(span));
-        self.keepers.insert(index, Handle { name: link.name.clone(), carrier, task });
+        self.keepers.insert(index, Handle { name: link.name.clone(), mac, carrier, task });
     }
 
     /// Writes names and resolvers, and says when the node is ready.
@@ -312,6 +385,7 @@ impl Driver {
             self.named = Some(names.clone());
         } else if let Some(before) = &self.named {
             names.identity.clone_from(&before.identity);
+            names.search.clone_from(&before.search);
         }
         self.write_names(&names);
         if self.ready.send_if_modified(|ready| !std::mem::replace(ready, true)) {
@@ -321,7 +395,7 @@ impl Driver {
 
     fn write_names(&mut self, names: &Names) {
         let identity = &names.identity;
-        let resolv_conf = names::resolv_conf(&names.resolvers, identity.domain.as_deref());
+        let resolv_conf = names::resolv_conf(&names.resolvers, &names.search);
         let hosts = names::hosts(identity, &self.settings.extra_hosts);
         let files = [(&self.options.resolv_conf, resolv_conf), (&self.options.hosts, hosts)];
         let results = files.map(|(path, text)| (path.clone(), write_in_place(path, &text)));
@@ -347,15 +421,26 @@ impl Driver {
 
     /// Logs what failed, once until things have been calm for a while.
     fn complain(&mut self, what: &str, error: &(dyn std::error::Error + 'static)) {
+        let error = Chain(error).to_string();
+        if self.is_news(format!("{what}: {error}")) {
+            warn!(%error, "{what} failed, will try again");
+        }
+    }
+
+    /// The same for what no call failed at.
+    fn complain_of(&mut self, problem: String) {
+        if self.is_news(problem.clone()) {
+            warn!("{problem}");
+        }
+    }
+
+    fn is_news(&mut self, complaint: String) -> bool {
         let now = now();
         if self.failed_at.replace(now).is_none_or(|before| now - before > CALM) {
             self.failing.clear();
             self.retry.reset();
         }
-        let error = Chain(error).to_string();
-        if self.failing.insert(format!("{what}: {error}")) {
-            warn!(%error, "{what} failed, will try again");
-        }
+        self.failing.insert(complaint)
     }
 
     fn try_again_later(&mut self) {

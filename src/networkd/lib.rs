@@ -1,19 +1,21 @@
 //! networkd: gives the node its network, and says what it is.
 //!
 //! What should be ([`plan`]) comes from the machine configuration and the kernel arguments
-//! ([`settings`]) and from DHCP servers ([`machine`], whose messages [`wire`] reads and writes); less
-//! what is, it is a short list of operations. [`driver`] carries them out whenever something changed,
+//! ([`settings`]; [`made`] has the links that we make) and from DHCP servers ([`machine`], whose
+//! messages [`wire`] reads and writes); less what is, it is a short list of operations. [`driver`] carries them out whenever something changed,
 //! whoever changed it, and writes `/etc/resolv.conf`, `/etc/hosts` and the host name ([`names`]);
 //! one task for each link that asks for an address ([`dhcp`]) owns its sockets. `api` answers
 //! `network.NetworkService` and `health.Health` on a unix socket.
 //!
 //! It runs as a container of the node, or before there is one as a child of PID 1. Stopping it takes
-//! nothing away: addresses and routes stay until their lease ends, and the next start finds them by
+//! nothing away, unless a file `release` in the state folder says that the machine goes away for long:
+//! addresses and routes stay until their lease ends, and the next start finds them by
 //! the mark they carry in the kernel and by the leases remembered in the state folder.
 
 #![forbid(unsafe_code)]
 
 pub mod machine;
+pub mod made;
 pub mod names;
 pub mod plan;
 pub mod settings;
@@ -129,6 +131,8 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
     let settings = settings::read(&options.config, &options.cmdline)?;
     std::fs::create_dir_all(&options.state)
         .map_err(|source| Error::State { path: options.state.clone(), source })?;
+    // A shutdown that was called off. Absent is as good.
+    let _ = std::fs::remove_file(options.state.join(driver::RELEASE));
     // Subscribed before anything is listed, so that no change falls between.
     let changes = Changes::subscribe().map_err(Error::Netlink)?;
     let (netlink, connection) = Netlink::open().map_err(Error::Netlink)?;

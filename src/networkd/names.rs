@@ -87,13 +87,20 @@ fn dashed(address: IpAddr) -> String {
 
 /// The text of `/etc/resolv.conf`.
 #[must_use]
-pub fn resolv_conf(resolvers: &[IpAddr], domain: Option<&str>) -> String {
+pub fn resolv_conf(resolvers: &[IpAddr], search: &[String]) -> String {
     let mut text = String::new();
     for resolver in resolvers.iter().take(MAX_RESOLVERS) {
         let _ = writeln!(text, "nameserver {resolver}");
     }
-    if let Some(domain) = domain {
-        let _ = writeln!(text, "search {domain}");
+    // What resolvers of the C library read: six names, 256 bytes.
+    let mut line = String::from("search");
+    for domain in search.iter().take(6) {
+        if line.len() + 1 + domain.len() <= 256 {
+            let _ = write!(line, " {domain}");
+        }
+    }
+    if !search.is_empty() {
+        let _ = writeln!(text, "{line}");
     }
     text
 }
@@ -167,8 +174,19 @@ mod tests {
     fn resolv_conf_has_at_most_three_resolvers() {
         let resolvers: Vec<IpAddr> = (1..5).map(|i| Ipv4Addr::new(10, 0, 0, i).into()).collect();
         let text = "nameserver 10.0.0.1\nnameserver 10.0.0.2\nnameserver 10.0.0.3\nsearch a.org\n";
-        assert_eq!(resolv_conf(&resolvers, Some("a.org")), text);
-        assert_eq!(resolv_conf(&resolvers[..1], None), "nameserver 10.0.0.1\n");
+        assert_eq!(resolv_conf(&resolvers, &["a.org".to_owned()]), text);
+        assert_eq!(resolv_conf(&resolvers[..1], &[]), "nameserver 10.0.0.1\n");
+    }
+
+    #[test]
+    fn only_so_many_domains_are_searched() {
+        let long = format!("{0}.{0}.{0}.org", "a".repeat(62));
+        let search = |domains: &[&str]| {
+            let domains: Vec<_> = domains.iter().map(|domain| (*domain).to_owned()).collect();
+            resolv_conf(&[], &domains)
+        };
+        assert_eq!(search(&["1", "2", "3", "4", "5", "6", "7"]), "search 1 2 3 4 5 6\n");
+        assert_eq!(search(&[&long, &long, "b.org"]), format!("search {long} b.org\n"));
     }
 
     #[test]

@@ -13,13 +13,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use orlop_netlink::{Address, IpNet, Ipv4Net, Link, Protocol, Route, Table};
+use orlop_netlink::{Address, IpNet, Ipv4Net, Kind, Link, Protocol, Route, Table};
 
 use crate::machine::{Lease, Uptime};
+use crate::made::{self, Make, Wanted};
 use crate::names::{Claim, HostEntry, Identity};
 
 /// Everything the operator said, from the machine configuration and the kernel arguments.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Settings {
     /// By link name.
     pub interfaces: BTreeMap<String, Intent>,
@@ -38,7 +39,7 @@ pub struct Settings {
 }
 
 /// What `ip=` asks for.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct KernelIntent {
     /// `None`: the first link that is not loopback.
     pub device: Option<String>,
@@ -47,10 +48,12 @@ pub struct KernelIntent {
 }
 
 /// What one link shall have.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Intent {
     /// Do not touch it.
     pub ignore: bool,
+    /// It is not there before we make it.
+    pub make: Option<Make>,
     /// Ask a DHCP server.
     pub dhcp: Option<Dhcp>,
     /// Static addresses.
@@ -109,6 +112,7 @@ impl Intent {
     /// Adds what another source says about the same link.
     pub(crate) fn add(&mut self, other: &Self) {
         self.ignore |= other.ignore;
+        self.make = other.make.clone().or(self.make.take());
         self.dhcp = other.dhcp.or(self.dhcp);
         self.addresses.extend(&other.addresses);
         self.routes.extend(other.routes.iter().cloned());
@@ -131,9 +135,10 @@ pub fn intents(settings: &Settings, links: &[Link]) -> BTreeMap<u32, Intent> {
     let first = links.iter().find(|link| !link.loopback()).map(|link| link.name.as_str());
     let kernel = settings.kernel.as_ref();
     let kernel_device = kernel.and_then(|kernel| kernel.device.as_deref().or(first));
+    let ports = made::ports(settings);
     let mut intents = BTreeMap::new();
     for link in links {
-        if settings.ignored.contains(&link.name) {
+        if settings.ignored.contains(&link.name) || ports.contains(link.name.as_str()) {
             continue;
         }
         let mut entry = None;
@@ -185,6 +190,8 @@ pub struct Desired {
     pub addresses: Vec<Address>,
     /// Their routes in the main table.
     pub routes: Vec<Route>,
+    /// Links to make, and the ports of bonds and bridges.
+    pub made: made::Links,
 }
 
 impl Desired {
@@ -209,6 +216,14 @@ impl Desired {
         // The kernel wants the way to a gateway before the way through it.
         desired.routes.sort_by_key(|route| route.gateway.is_some());
         desired
+    }
+
+    /// Adds the links that are made, and their ports: these have no addresses, and are up.
+    #[must_use]
+    pub fn with_made_links(mut self, settings: &Settings, links: &[Link]) -> Self {
+        self.made = made::Links::new(settings, links);
+        self.links.extend(self.made.ports.keys().map(|index| (*index, None)));
+        self
     }
 
     fn add_static(&mut self, index: u32, intent: &Intent, lease: Option<&Lease>) {
@@ -279,6 +294,18 @@ pub enum Operation {
     RemoveRoute(Route),
     /// Take an address away.
     RemoveAddress(Address),
+    /// Take a link away that we made.
+    RemoveLink(u32),
+    /// Make a link.
+    MakeLink(Wanted),
+    /// Remember with a link that we made it.
+    Mark(u32),
+    /// Tell a made link other options.
+    ChangeKind(u32, Kind),
+    /// Set administratively down.
+    SetDown(u32),
+    /// Make a link a port of this bond or bridge, or of none.
+    SetMaster(u32, Option<u32>),
     /// Set the MTU, in bytes.
     SetMtu(u32, u32),
     /// Set administratively up.
@@ -296,7 +323,14 @@ impl Operation {
         match self {
             Self::RemoveRoute(route) | Self::AddRoute(route) => route.index,
             Self::RemoveAddress(address) | Self::PutAddress(address) => Some(address.index),
-            Self::SetMtu(index, _) | Self::SetUp(index) => Some(*index),
+            Self::RemoveLink(index)
+            | Self::Mark(index)
+            | Self::ChangeKind(index, _)
+            | Self::SetDown(index)
+            | Self::SetMaster(index, _)
+            | Self::SetMtu(index, _)
+            | Self::SetUp(index) => Some(*index),
+            Self::MakeLink(_) => None,
         }
     }
 }
@@ -324,7 +358,10 @@ pub fn difference(desired: &Desired, observed: &Observed) -> Vec<Operation> {
         }
     }
 
-    for link in &observed.links {
+    operations.extend(made::difference(&desired.made, &observed.links));
+    let removed = |index: u32| operations.contains(&Operation::RemoveLink(index));
+    let links: Vec<_> = observed.links.iter().filter(|link| !removed(link.index)).collect();
+    for link in &links {
         let Some(mtu) = desired.links.get(&link.index) else { continue };
         if let Some(mtu) = mtu.filter(|mtu| *mtu != link.mtu) {
             operations.push(Operation::SetMtu(link.index, mtu));
@@ -334,7 +371,7 @@ pub fn difference(desired: &Desired, observed: &Observed) -> Vec<Operation> {
         }
     }
     // What vanished since the plan was made is not worth an error.
-    let exists = |index: u32| observed.links.iter().any(|link| link.index == index);
+    let exists = |index: u32| links.iter().any(|link| link.index == index);
 
     for wanted in desired.addresses.iter().filter(|address| exists(address.index)) {
         let there = observed.addresses.iter().find(|address| same_address(wanted, address));
@@ -395,6 +432,8 @@ pub struct Names {
     pub claimed: bool,
     /// Best first.
     pub resolvers: Vec<IpAddr>,
+    /// Where short names are looked for: our domain, then what servers say.
+    pub search: Vec<String>,
 }
 
 /// Chooses host name and resolvers (node-api §9.5): interfaces count in the order of their names.
@@ -409,12 +448,14 @@ pub fn names(
     links.sort_by(|a, b| a.name.cmp(&b.name));
     let mut claim = None;
     let mut resolvers: Vec<IpAddr> = Vec::new();
+    let mut domains: Vec<String> = Vec::new();
     for link in links {
         let Some(intent) = intents.get(&link.index) else { continue };
         resolvers.extend(&intent.resolvers);
         let lease = intent.dhcp.and_then(|_| leases.get(&link.index));
         if let Some(lease) = lease {
             resolvers.extend(lease.dns.iter().copied().map(IpAddr::V4));
+            domains.extend(lease.search.iter().cloned());
         }
         let from_static = intent.addresses.first().map(|net| Claim {
             address: net.addr(),
@@ -437,7 +478,13 @@ pub fn names(
         resolvers.extend(DEFAULT_RESOLVERS);
     }
     let identity = Identity::choose(claim.as_ref(), settings.host_name.as_deref());
-    Names { identity, claimed: claim.is_some(), resolvers }
+    let mut search: Vec<_> = identity.domain.iter().cloned().collect();
+    for domain in domains {
+        if !search.contains(&domain) {
+            search.push(domain);
+        }
+    }
+    Names { identity, claimed: claim.is_some(), resolvers, search }
 }
 
 #[cfg(test)]

@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 
 use orlop_config::Problems;
 use orlop_config::cmdline::{self, Cmdline, Ip};
-use orlop_config::machine::{Interface, Network};
+use orlop_config::machine::{Bridge, Interface, Network, Route, Vlan};
 use orlop_netlink::{IpNet, Ipv4Net, Ipv6Net};
 use tracing::warn;
 
+use crate::made::Make;
 use crate::names::{self, HostEntry};
 use crate::plan::{Dhcp, Intent, KernelIntent, Settings, StaticRoute};
 
@@ -58,10 +59,11 @@ pub fn read(config: &Path, cmdline: &Path) -> Result<Settings, Error> {
 /// Adds what `machine.network` says; where both say something, it has the last word.
 pub fn add_config(settings: &mut Settings, network: Network) {
     for interface in network.interfaces {
-        if interface.bond.is_some() || interface.dummy || !interface.vlans.is_empty() {
-            warn!(link = %interface.interface, "bonds, dummy links and VLANs are not made yet");
+        for vlan in &interface.vlans {
+            let name = format!("{}.{}", interface.interface, vlan.vlan_id);
+            let intent = from_vlan(&interface.interface, vlan);
+            settings.interfaces.entry(name).or_default().add(&intent);
         }
-        settings.ignored.extend(interface.bond.iter().flat_map(|bond| bond.interfaces.clone()));
         let name = interface.interface.clone();
         settings.interfaces.entry(name).or_default().add(&from_interface(interface));
     }
@@ -76,28 +78,49 @@ pub fn add_config(settings: &mut Settings, network: Network) {
 }
 
 fn from_interface(interface: Interface) -> Intent {
+    let route_metric = interface.dhcp_options.as_ref().and_then(|options| options.route_metric);
+    let dhcp = Dhcp { route_metric: route_metric.unwrap_or(Dhcp::DEFAULT_METRIC) };
+    let bridge = |bridge: Bridge| Make::Bridge {
+        ports: bridge.interfaces,
+        stp: bridge.stp.is_some_and(|stp| stp.enabled),
+        vlan_filtering: bridge.vlan.is_some_and(|vlan| vlan.vlan_filtering),
+    };
+    let bond = interface.bond.map(|bond| Make::Bond(Box::new(bond)));
+    Intent {
+        ignore: interface.ignore,
+        make: bond.or(interface.bridge.map(bridge)).or(interface.dummy.then_some(Make::Dummy)),
+        dhcp: interface.dhcp.then_some(dhcp),
+        addresses: interface.cidr.into_iter().chain(interface.addresses).collect(),
+        routes: static_routes(&interface.routes, interface.dhcp),
+        mtu: interface.mtu,
+        ..Intent::default()
+    }
+}
+
+fn from_vlan(parent: &str, vlan: &Vlan) -> Intent {
+    Intent {
+        make: Some(Make::Vlan { parent: parent.to_owned(), id: vlan.vlan_id }),
+        dhcp: vlan.dhcp.then(Dhcp::default),
+        addresses: vlan.cidr.into_iter().collect(),
+        routes: static_routes(&vlan.routes, vlan.dhcp),
+        ..Intent::default()
+    }
+}
+
+fn static_routes(routes: &[Route], dhcp: bool) -> Vec<StaticRoute> {
     let metric = |metric: Option<u32>| match metric {
-        Some(metric) if !interface.dhcp => metric,
+        Some(metric) if !dhcp => metric,
         // With DHCP, whatever is written (node-api §6.4).
         _ => StaticRoute::DEFAULT_METRIC,
     };
-    let routes = interface.routes.iter().filter_map(|route| {
+    let route = |route: &Route| {
         Some(StaticRoute {
             destination: route.network?,
             gateway: route.gateway.filter(|gateway| !gateway.is_unspecified()),
             metric: metric(route.metric),
         })
-    });
-    let route_metric = interface.dhcp_options.as_ref().and_then(|options| options.route_metric);
-    let dhcp = Dhcp { route_metric: route_metric.unwrap_or(Dhcp::DEFAULT_METRIC) };
-    Intent {
-        ignore: interface.ignore,
-        dhcp: interface.dhcp.then_some(dhcp),
-        addresses: interface.cidr.into_iter().collect(),
-        routes: routes.collect(),
-        mtu: interface.mtu,
-        ..Intent::default()
-    }
+    };
+    routes.iter().filter_map(route).collect()
 }
 
 /// A name that `/etc/hosts` and the kernel can take.
@@ -227,9 +250,36 @@ interfaces:
     }
 
     #[test]
-    fn ports_of_a_bond_are_left_alone() {
-        let text = "interfaces:\n- interface: bond0\n  bond:\n    interfaces: [eth0, eth1]\n";
-        assert_eq!(settings("", text).ignored, ["eth0", "eth1"].map(str::to_owned).into());
+    fn links_to_make_become_intents() {
+        let text = "\
+interfaces:
+- interface: bond0
+  bond: {interfaces: [eth0, eth1], mode: 802.3ad}
+  addresses: [10.0.0.5/24, 'fd00::5/64']
+  vlans:
+  - {vlanId: 5, dhcp: true}
+  - {vlanId: 6, cidr: 10.6.0.5/24, routes: [{network: 10.7.0.0/16, gateway: 10.6.0.1}]}
+- interface: br0
+  bridge: {interfaces: [eth2], stp: {enabled: true}}
+- interface: dummy0
+  dummy: true
+";
+        let interfaces = settings("", text).interfaces;
+        assert_eq!(
+            interfaces.keys().collect::<Vec<_>>(),
+            ["bond0", "bond0.5", "bond0.6", "br0", "dummy0"]
+        );
+        assert_eq!(interfaces["bond0"].make.as_ref().unwrap().ports(), ["eth0", "eth1"]);
+        assert_eq!(interfaces["bond0"].addresses.len(), 2);
+        let vlan = |id| Some(Make::Vlan { parent: "bond0".to_owned(), id });
+        let five = &interfaces["bond0.5"];
+        assert_eq!((&five.make, five.dhcp), (&vlan(5), Some(Dhcp::default())));
+        let six = &interfaces["bond0.6"];
+        assert_eq!((&six.make, six.routes.len(), six.dhcp), (&vlan(6), 1, None));
+        let ports = vec!["eth2".to_owned()];
+        let bridge = Make::Bridge { ports, stp: true, vlan_filtering: false };
+        assert_eq!(interfaces["br0"].make, Some(bridge));
+        assert_eq!(interfaces["dummy0"].make, Some(Make::Dummy));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::names;
 /// What a client says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// DISCOVER or REQUEST.
+    /// DISCOVER, REQUEST, DECLINE or RELEASE.
     pub kind: RequestKind,
     /// Transaction id; the answer repeats it.
     pub xid: u32,
@@ -43,6 +43,10 @@ pub enum RequestKind {
     Discover = 1,
     /// "I take this address" or "I keep it".
     Request = 3,
+    /// "Somebody else has the address that you gave me."
+    Decline = 4,
+    /// "I do not need it any more."
+    Release = 7,
 }
 
 /// What a server says.
@@ -78,6 +82,8 @@ pub struct Reply {
     pub host_name: Option<String>,
     /// Option 15, when it is a name.
     pub domain: Option<String>,
+    /// Option 119: domains to look for short names in, best first.
+    pub search: Vec<String>,
     /// Option 26, from [`MIN_MTU`] up.
     pub mtu: Option<u16>,
 }
@@ -144,6 +150,8 @@ const MAX_MESSAGE_SIZE: u16 = 1500;
 /// More addresses or routes than this in one option are of no use to a node.
 const MAX_ADDRESSES: usize = 8;
 const MAX_ROUTES: usize = 64;
+/// What resolvers of the C library read.
+const MAX_SEARCH: usize = 6;
 
 impl Request {
     /// The UDP payload.
@@ -164,11 +172,14 @@ impl Request {
         if let Some(server) = self.server {
             put(&mut message, option::SERVER_IDENTIFIER, &server.octets());
         }
-        put(&mut message, option::MAX_MESSAGE_SIZE, &MAX_MESSAGE_SIZE.to_be_bytes());
-        if let Some(name) = &self.host_name {
-            put(&mut message, option::HOST_NAME, name.as_bytes());
+        // DECLINE and RELEASE want nothing back (RFC 2131 table 5).
+        if matches!(self.kind, RequestKind::Discover | RequestKind::Request) {
+            put(&mut message, option::MAX_MESSAGE_SIZE, &MAX_MESSAGE_SIZE.to_be_bytes());
+            if let Some(name) = &self.host_name {
+                put(&mut message, option::HOST_NAME, name.as_bytes());
+            }
+            put(&mut message, option::PARAMETER_REQUEST_LIST, &self.wanted);
         }
-        put(&mut message, option::PARAMETER_REQUEST_LIST, &self.wanted);
         message.push(option::END);
         message.resize(message.len().max(MIN_LENGTH), option::PAD);
         message
@@ -213,6 +224,7 @@ impl Reply {
             ntp: options.addresses(option::NTP_SERVERS),
             host_name: options.name(option::HOST_NAME),
             domain: options.name(option::DOMAIN_NAME),
+            search: options.get(option::DOMAIN_SEARCH).map(search_list).unwrap_or_default(),
             mtu: options
                 .first(option::INTERFACE_MTU)
                 .map(u16::from_be_bytes)
@@ -305,6 +317,48 @@ fn classless_routes(mut value: &[u8]) -> Option<Vec<(Ipv4Net, Option<Ipv4Addr>)>
     }
     // An option without any route must not cost the router of option 3.
     (!routes.is_empty()).then_some(routes)
+}
+
+/// RFC 3397: names as in RFC 1035 §3.1, whose ends may point at earlier ones (§4.1.4). The list ends at
+/// the first that is damaged.
+fn search_list(value: &[u8]) -> Vec<String> {
+    let mut names = Vec::new();
+    let mut at = 0;
+    while at < value.len() && names.len() < MAX_SEARCH {
+        let Some((name, next)) = compressed_name(value, at) else { break };
+        names.extend(names::valid(&name));
+        at = next;
+    }
+    names
+}
+
+/// The name that begins at `start`, and where the next one does.
+fn compressed_name(value: &[u8], start: usize) -> Option<(String, usize)> {
+    let (mut name, mut at, mut next) = (String::new(), start, None);
+    loop {
+        match *value.get(at)? {
+            0 => return Some((name, next.unwrap_or(at + 1))),
+            length @ 1..=63 => {
+                let label = value.get(at + 1..)?.get(..length.into())?;
+                if !name.is_empty() {
+                    name.push('.');
+                }
+                // A dot within a label would pass for one between labels.
+                name.push_str(std::str::from_utf8(label).ok().filter(|text| !text.contains('.'))?);
+                at += 1 + usize::from(length);
+            }
+            high @ 0xc0.. => {
+                let to = usize::from(high & 0x3f) << 8 | usize::from(*value.get(at + 1)?);
+                next = next.or(Some(at + 2));
+                // Only backwards, so that it ends.
+                at = Some(to).filter(|to| *to < at)?;
+            }
+            _ => return None,
+        }
+        if name.len() > 253 {
+            return None;
+        }
+    }
 }
 
 #[cfg(test)]
@@ -404,6 +458,7 @@ mod tests {
             ntp: vec![],
             host_name: Some("node-1".to_owned()),
             domain: Some("example.org".to_owned()),
+            search: vec![],
             mtu: Some(1400),
         };
         assert_eq!(reply, expected);
@@ -417,6 +472,51 @@ mod tests {
         ]))
         .unwrap();
         assert_eq!((reply.host_name, reply.domain), (None, None));
+    }
+
+    #[test]
+    fn domains_to_search_are_read_with_their_pointers_and_without_loops() {
+        let with = |value: &[u8]| {
+            let mut bytes = ack([]);
+            bytes.pop();
+            bytes.extend([option::DOMAIN_SEARCH, u8::try_from(value.len()).unwrap()]);
+            bytes.extend(value);
+            bytes.push(option::END);
+            Reply::decode(&bytes).unwrap().search
+        };
+        // RFC 3397 §2: "eng.apple.com", then "marketing" and a pointer to "apple.com".
+        let list = b"\x03eng\x05apple\x03com\x00\x09marketing\xc0\x04";
+        assert_eq!(with(list), ["eng.apple.com", "marketing.apple.com"]);
+        let none: [&str; 0] = [];
+        assert_eq!(with(b"\xc0\x00"), none, "a pointer to itself");
+        assert_eq!(with(b"\x01a\xc0\x00"), none, "a name that never ends");
+        assert_eq!(with(b"\x03a b\x00\x01c\x00"), ["c"], "a name that is none is left out");
+        assert_eq!(with(b"\x01a\x00\x05b"), ["a"], "what is cut off ends the list");
+        let seven = b"\x01a\x00".repeat(7);
+        assert_eq!(with(&seven).len(), MAX_SEARCH);
+    }
+
+    #[test]
+    fn declining_and_releasing_asks_for_nothing() {
+        for kind in [RequestKind::Decline, RequestKind::Release] {
+            let request = Request {
+                kind,
+                xid: 1,
+                secs: 0,
+                mac: MAC,
+                ciaddr: Ipv4Addr::UNSPECIFIED,
+                address: Some([10, 0, 2, 15].into()),
+                server: Some([10, 0, 2, 2].into()),
+                host_name: Some("n1".to_owned()),
+                wanted: vec![1, 3],
+            };
+            let bytes = request.encode();
+            let message = v4::Message::decode(&mut v4::Decoder::new(&bytes)).unwrap();
+            let has = |code| message.opts().get(code).is_some();
+            assert_eq!(message.opts().msg_type().map(u8::from), Some(kind as u8));
+            assert!(has(OptionCode::ServerIdentifier));
+            assert!(!has(OptionCode::ParameterRequestList) && !has(OptionCode::MaxMessageSize));
+        }
     }
 
     #[test]

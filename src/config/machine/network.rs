@@ -45,6 +45,9 @@ pub struct Interface {
     /// Address and prefix length; excludes `dhcp`.
     #[serde(with = "text", skip_serializing_if = "Option::is_none")]
     pub cidr: Option<IpNet>,
+    /// More addresses, beside `cidr` or `dhcp`.
+    #[serde(with = "texts", skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<IpNet>,
     /// Addresses by DHCP.
     #[serde(skip_serializing_if = "is_false")]
     pub dhcp: bool,
@@ -69,6 +72,39 @@ pub struct Interface {
     /// Create it as a bond.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bond: Option<Bond>,
+    /// Create it as a bridge.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bridge: Option<Bridge>,
+}
+
+/// Options of a bridge.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Bridge {
+    /// The links that are its ports; there may be none at first.
+    pub interfaces: Vec<String>,
+    /// The spanning tree protocol; `None` means off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stp: Option<Stp>,
+    /// VLANs between its ports; `None` means that all frames pass.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vlan: Option<BridgeVlan>,
+}
+
+/// `bridge.stp`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Stp {
+    /// Whether loops between bridges are cut.
+    pub enabled: bool,
+}
+
+/// `bridge.vlan`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct BridgeVlan {
+    /// Whether frames pass only between ports of the same VLAN.
+    pub vlan_filtering: bool,
 }
 
 /// `dhcpOptions`.

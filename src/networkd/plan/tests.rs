@@ -17,8 +17,7 @@ fn link(index: u32, name: &str, flags: u32) -> Link {
         mac: Some(Mac([2, 0, 0, 0, 0, 1])),
         flags,
         carrier_ups: 1,
-        kind: None,
-        master: None,
+        ..Link::default()
     }
 }
 
@@ -39,6 +38,7 @@ fn lease() -> Lease {
         ntp: vec![],
         host_name: None,
         domain: None,
+        search: vec![],
         mtu: Some(1400),
         times: Some(Times {
             renew_at: NOW + Duration::from_secs(50),

@@ -5,9 +5,9 @@
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
-use std::net::{IpAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,8 @@ use dhcproto::v4::{DhcpOption, Message, MessageType, Opcode};
 use dhcproto::{Decodable as _, Decoder, Encodable as _};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::socket::{setsockopt, sockopt};
-use orlop_netlink::{Address, Changes, Netlink, Protocol, Table};
+use orlop_netlink::{Address, Arp, ArpSocket, Changes, Kind, Link, Mac, Netlink, Protocol, Table};
+use orlop_networkd::made::MARK;
 use orlop_networkd::{Error, Options, run};
 use orlop_proto::health::health_client::HealthClient;
 use orlop_proto::health::ready_check::ReadyStatus;
@@ -26,7 +27,7 @@ use tempfile::TempDir;
 use tokio::task::{JoinHandle, JoinSet};
 
 /// Longer than anything here takes on a busy machine.
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// The node's namespace, with `eth0` in it, and the server's, with the other end and 10.77.0.1.
 struct World {
@@ -150,18 +151,7 @@ impl World {
             .spawn()
             .unwrap();
         let output = process.stderr.take().unwrap();
-        let log = Arc::new(Mutex::new(String::new()));
-        let (started, ready) = mpsc::channel();
-        let written = Arc::clone(&log);
-        std::thread::spawn(move || {
-            for line in BufReader::new(output).lines().map_while(Result::ok) {
-                eprintln!("{line}");
-                if line.contains("DHCP, IP range") {
-                    let _ = started.send(());
-                }
-                *written.lock().unwrap() += &format!("{line}\n");
-            }
-        });
+        let (log, ready) = watch_log(output, "DHCP, IP range");
         ready.recv_timeout(LIMIT).expect("dnsmasq starts");
         self.server = Some(Server { process, log });
     }
@@ -259,11 +249,40 @@ impl World {
     }
 }
 
+/// What a server writes, and a word when it wrote `text`.
+fn watch_log(output: ChildStderr, text: &'static str) -> (Arc<Mutex<String>>, mpsc::Receiver<()>) {
+    let log = Arc::new(Mutex::new(String::new()));
+    let (started, ready) = mpsc::channel();
+    let written = Arc::clone(&log);
+    std::thread::spawn(move || {
+        for line in BufReader::new(output).lines().map_while(Result::ok) {
+            eprintln!("{line}");
+            *written.lock().unwrap() += &format!("{line}\n");
+            if line.contains(text) {
+                // Nobody waits for the second one.
+                let _ = started.send(());
+            }
+        }
+    });
+    (log, ready)
+}
+
 fn in_range(address: IpAddr, range: &std::ops::RangeInclusive<u8>) -> bool {
     matches!(address, IpAddr::V4(v4) if v4.octets()[..3] == [10, 77, 0] && range.contains(&v4.octets()[3]))
 }
 
 impl Server {
+    /// Waits until it said `text` so many times.
+    async fn said(&self, text: &str, times: usize) {
+        let mut poll = tokio::time::interval(Duration::from_millis(5));
+        let said = async {
+            while !self.seen(text, times) {
+                poll.tick().await;
+            }
+        };
+        tokio::time::timeout(LIMIT, said).await.unwrap_or_else(|_| panic!("no {text:?}"));
+    }
+
     /// Whether it said `text` so many times.
     fn seen(&self, text: &str, times: usize) -> bool {
         self.log.lock().unwrap().matches(text).count() >= times
@@ -575,4 +594,254 @@ fn without_a_server_the_node_is_ready_all_the_same() {
         world.address_in("eth0", 100..=109).await;
         node.stop().await;
     });
+}
+
+/// Whether the kernel of the machine knows links of this kind; says so when it does not.
+fn knows(world: &World, arguments: &str) -> bool {
+    let made = Command::new("ip")
+        .args(["-n", &format!("{}-server", world.name), "link", "add", "probe0"])
+        .args(arguments.split(' '))
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success());
+    if made {
+        world.on_server("link del probe0");
+    } else {
+        println!("skipped: this kernel makes no link of type {arguments:?}");
+    }
+    made
+}
+
+impl World {
+    /// Waits until a link of this name is as `good` wants it.
+    async fn link(&self, name: &str, good: impl Fn(&Link) -> bool) -> Link {
+        self.until(async || {
+            let links = self.netlink.links().await.unwrap();
+            links.into_iter().find(|link| link.name == name && good(link))
+        })
+        .await
+    }
+}
+
+#[test]
+fn a_bridge_is_made_with_its_port_and_goes_when_it_is_no_longer_wanted() {
+    in_namespaces("nwd-bridge", async |mut world| {
+        if !knows(&world, "type bridge") {
+            return;
+        }
+        world.serve(RANGE, &[]);
+        let config = "\
+interfaces:
+- interface: br0
+  dhcp: true
+  bridge: {interfaces: [eth0]}
+";
+        let node = world.start("", config);
+        world.address_in("br0", 100..=109).await;
+        let bridge = world.link("br0", Link::running).await;
+        let port = world.link("eth0", |_| true).await;
+        assert_eq!((port.master, bridge.alias.as_deref()), (Some(bridge.index), Some(MARK)));
+        node.stop().await;
+
+        // A restart finds it as it is.
+        let node = world.start("", config);
+        world.ready().await;
+        assert_eq!(world.link("br0", |_| true).await.index, bridge.index);
+        node.stop().await;
+
+        let node = world.start("", "");
+        world.address_in("eth0", 100..=109).await;
+        let links = world.netlink.links().await.unwrap();
+        assert!(!links.iter().any(|link| link.name == "br0"));
+        node.stop().await;
+    });
+}
+
+#[test]
+fn a_vlan_carries_its_own_lease() {
+    in_namespaces("nwd-vlan", async |mut world| {
+        if !knows(&world, "link srv0 type vlan id 5") {
+            return;
+        }
+        world.on_server("link add link srv0 name srv0.5 type vlan id 5");
+        world.on_server("address del 10.77.0.1/24 dev srv0");
+        world.on_server("address add 10.77.0.1/24 dev srv0.5");
+        world.on_server("link set srv0.5 up");
+        world.serve(RANGE, &[]);
+        let config = "interfaces: [{interface: eth0, vlans: [{vlanId: 5, dhcp: true}]}]\n";
+        let node = world.start("", config);
+        world.address_in("eth0.5", 100..=109).await;
+        let vlan = world.link("eth0.5", |_| true).await;
+        assert_eq!((vlan.kind, vlan.alias.as_deref()), (Some(Kind::Vlan(5)), Some(MARK)));
+        node.stop().await;
+    });
+}
+
+#[test]
+fn a_bond_goes_on_with_the_link_that_is_left() {
+    in_namespaces("nwd-bond", async |mut world| {
+        if !knows(&world, "type bond") || !knows(&world, "type bridge") {
+            return;
+        }
+        let here = format!("{}-node", world.name);
+        world.on_server(&format!("link add eth1 netns {here} type veth peer name srv1"));
+        world.on_server("link add br0 type bridge");
+        world.on_server("address del 10.77.0.1/24 dev srv0");
+        world.on_server("address add 10.77.0.1/24 dev br0");
+        for link in ["srv0", "srv1"] {
+            world.on_server(&format!("link set {link} master br0"));
+            world.on_server(&format!("link set {link} up"));
+        }
+        world.on_server("link set br0 up");
+        world.serve(RANGE, &[]);
+        let config = "\
+interfaces:
+- interface: bond0
+  dhcp: true
+  bond: {interfaces: [eth0, eth1], mode: active-backup, miimon: 50, useCarrier: true}
+";
+        let node = world.start("", config);
+        let address = world.address_in("bond0", 100..=109).await;
+        let bond = world.link("bond0", Link::running).await;
+        for port in ["eth0", "eth1"] {
+            assert_eq!(world.link(port, |_| true).await.master, Some(bond.index));
+        }
+        world.on_server("link set srv0 down");
+        world.link("eth0", |link| !link.running()).await;
+        assert_eq!(world.address_in("bond0", 100..=109).await.net, address.net);
+        node.stop().await;
+    });
+}
+
+#[test]
+fn a_dummy_is_made_with_its_addresses() {
+    in_namespaces("nwd-dummy", async |mut world| {
+        if !knows(&world, "type dummy") {
+            return;
+        }
+        let config = "\
+interfaces:
+- interface: dummy0
+  dummy: true
+  addresses: [10.77.0.7/32, 'fd00::7/128']
+";
+        let node = world.start("", config);
+        world.address_in("dummy0", 7..=7).await;
+        node.stop().await;
+    });
+}
+
+#[test]
+fn an_address_that_another_host_has_is_declined() {
+    in_namespaces("nwd-decline", async |mut world| {
+        ip(&format!("-n {}-node link set eth0 address 02:00:00:00:00:77", world.name));
+        let namespace = File::open(format!("/run/netns/{}-server", world.name)).unwrap();
+        let (listens, listening) = mpsc::channel();
+        let other = std::thread::spawn(|| have_an_address(namespace, listens));
+        listening.recv_timeout(LIMIT).unwrap();
+        world.serve(RANGE, &["--dhcp-host=02:00:00:00:00:77,10.77.0.150"]);
+        let node = world.start("", "");
+        // The server gives another one then, when it is asked again after ten seconds.
+        let address = world.address_in("eth0", 100..=109).await;
+        assert!(world.server.as_ref().unwrap().seen("DHCPDECLINE(srv0) 10.77.0.150", 1));
+        assert_eq!(address.protocol, Protocol::DHCP);
+        other.join().unwrap();
+        node.stop().await;
+    });
+}
+
+/// Another host on the server's link, that answers to the first question after 10.77.0.150.
+fn have_an_address(namespace: File, listens: mpsc::Sender<()>) {
+    setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
+    let address = Ipv4Addr::new(10, 77, 0, 150);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let (netlink, connection) = Netlink::open().unwrap();
+        let mut running = JoinSet::new();
+        running.spawn(connection);
+        let links = netlink.links().await.unwrap();
+        let index = links.iter().find(|link| link.name == "srv0").unwrap().index;
+        let socket = ArpSocket::open(index, address).unwrap();
+        listens.send(()).unwrap();
+        let probe = tokio::time::timeout(LIMIT, socket.receive()).await.unwrap().unwrap();
+        assert!(probe.sender_address.is_unspecified(), "{probe:?}");
+        let stranger = Mac([2, 0, 0, 0, 0, 0x99]);
+        socket.broadcast(&Arp::announcement(stranger, address)).await.unwrap();
+    });
+}
+
+#[test]
+fn a_lease_is_given_back_when_the_machine_goes_away_for_long() {
+    in_namespaces("nwd-release", async |mut world| {
+        world.serve(RANGE, &[]);
+        let node = world.start("", "");
+        let address = world.address_in("eth0", 100..=109).await;
+        world.ready().await;
+        std::fs::write(world.path("state").join("release"), "").unwrap();
+        node.stop().await;
+        let gone = format!("DHCPRELEASE(srv0) {}", address.net.addr());
+        world.server.as_ref().unwrap().said(&gone, 1).await;
+        assert!(!world.path("state").join("eth0.lease").exists());
+    });
+}
+
+#[test]
+fn kea_gives_a_lease_and_renews_it() {
+    in_namespaces("nwd-kea", async |mut world| {
+        if Command::new("kea-dhcp4").arg("-v").stdout(Stdio::null()).status().is_err() {
+            return println!("skipped: no `kea-dhcp4` (kea-dhcp4-server)");
+        }
+        // Kea does not open its sockets on a link without carrier.
+        ip(&format!("-n {}-node link set eth0 up", world.name));
+        let log = world.serve_with_kea();
+        let node = world.start("", "");
+        let first = world.address_in("eth0", 200..=209).await;
+        let gateway = "10.77.0.1".parse().unwrap();
+        assert_eq!(world.default_route().await, (Some(gateway), 1024));
+        world.ready().await;
+        // The names are written when the address is seen to be there.
+        let mut poll = tokio::time::interval(Duration::from_millis(5));
+        let written = async {
+            while world.read("resolv.conf") != "nameserver 10.77.0.53\nsearch a.org b.org\n" {
+                poll.tick().await;
+            }
+        };
+        tokio::time::timeout(LIMIT, written).await.expect("resolvers and domains of the server");
+        log.said("DHCP4_LEASE_ALLOC", 2).await;
+        assert_eq!(world.address_in("eth0", 200..=209).await.net, first.net);
+        node.stop().await;
+    });
+}
+
+impl World {
+    /// Starts Kea with leases of two minutes that are renewed after three seconds.
+    fn serve_with_kea(&self) -> Server {
+        let folder = self.folder.path();
+        let config = r#"{"Dhcp4": {
+            "interfaces-config": {"interfaces": ["srv0"], "dhcp-socket-type": "raw",
+                "service-sockets-max-retries": 200, "service-sockets-retry-wait-time": 100},
+            "lease-database": {"type": "memfile", "persist": false},
+            "valid-lifetime": 120, "renew-timer": 3, "rebind-timer": 60,
+            "subnet4": [{"id": 1, "subnet": "10.77.0.0/24",
+                "pools": [{"pool": "10.77.0.200 - 10.77.0.209"}],
+                "option-data": [
+                    {"name": "routers", "data": "10.77.0.1"},
+                    {"name": "domain-name-servers", "data": "10.77.0.53"},
+                    {"name": "domain-search", "data": "a.org, b.org"}]}],
+            "loggers": [{"name": "kea-dhcp4", "severity": "INFO",
+                "output_options": [{"output": "stderr", "flush": true}]}]}}"#;
+        std::fs::write(self.path("kea.json"), config).unwrap();
+        let mut process = Command::new("ip")
+            .args(["netns", "exec", &format!("{}-server", self.name), "kea-dhcp4", "-c"])
+            .arg(self.path("kea.json"))
+            .env("KEA_PIDFILE_DIR", folder)
+            .env("KEA_LOCKFILE_DIR", folder)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let output = process.stderr.take().unwrap();
+        let (log, started) = watch_log(output, "DHCP4_STARTED");
+        started.recv_timeout(LIMIT).expect("Kea starts");
+        Server { process, log }
+    }
 }

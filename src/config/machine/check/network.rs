@@ -34,8 +34,8 @@ pub(super) fn network(check: &mut Check, network: &Network) {
 struct Links {
     /// Sections of one name add up, where they do not contradict each other.
     sections: BTreeMap<String, Section>,
-    /// Which bond a link belongs to.
-    bonded: BTreeMap<String, String>,
+    /// Which bond or bridge a link belongs to.
+    ports: BTreeMap<String, String>,
 }
 
 #[derive(Default)]
@@ -61,6 +61,7 @@ fn interface(check: &mut Check, link: &Interface, links: &mut Links) {
         ("mtu", link.mtu.is_some()),
         ("dummy", link.dummy),
         ("bond", link.bond.is_some()),
+        ("bridge", link.bridge.is_some()),
     ];
     for (key, _) in once.into_iter().filter(|(_, set)| *set) {
         if !section.once.insert(key) && !name.is_empty() {
@@ -71,6 +72,10 @@ fn interface(check: &mut Check, link: &Interface, links: &mut Links) {
         return;
     }
     addressing(check, link.dhcp, link.cidr, &mut section.cidrs);
+    check.each("addresses", &link.addresses, |check, address| {
+        let wrong = one_address(*address, &mut section.cidrs);
+        wrong.into_iter().for_each(|message| check.wrong(message));
+    });
     routes(check, &link.routes);
     check.each("vlans", &link.vlans, |check, vlan| {
         if !(1..=4094).contains(&vlan.vlan_id) {
@@ -88,22 +93,36 @@ fn interface(check: &mut Check, link: &Interface, links: &mut Links) {
         if link.dummy {
             check.wrong_at("dummy", "a link is a dummy or a bond, not both");
         }
-        check.key("bond", |check| bond(check, name, options, &mut links.bonded));
+        check.key("bond", |check| bond(check, name, options, &mut links.ports));
+    }
+    if let Some(options) = &link.bridge {
+        if link.dummy || link.bond.is_some() {
+            check.wrong_at("bridge", "a link is a dummy, a bond or a bridge, not two of them");
+        }
+        check.key("bridge", |check| {
+            ports(check, name, &options.interfaces, &mut links.ports);
+        });
     }
 }
 
 fn addressing(check: &mut Check, dhcp: bool, cidr: Option<IpNet>, others: &mut BTreeSet<IpNet>) {
     let Some(cidr) = cidr else { return };
-    let ip = cidr.addr();
     if dhcp {
         let message =
             "invalid network device addressing method: `cidr` and `dhcp` exclude each other";
         check.wrong_at("cidr", message);
-    } else if ip.is_unspecified() || ip.is_multicast() {
-        check.wrong_at("cidr", format!("{ip} is no address a link can have"));
-    } else if !others.insert(cidr) {
-        check.wrong_at("cidr", format!("the link has {cidr} already"));
+    } else {
+        check.maybe("cidr", one_address(cidr, others));
     }
+}
+
+/// What is wrong with an address of a link that has these others.
+fn one_address(cidr: IpNet, others: &mut BTreeSet<IpNet>) -> Option<String> {
+    let ip = cidr.addr();
+    if ip.is_unspecified() || ip.is_multicast() {
+        return Some(format!("{ip} is no address a link can have"));
+    }
+    (!others.insert(cidr)).then(|| format!("the link has {cidr} already"))
 }
 
 fn routes(check: &mut Check, routes: &[Route]) {
@@ -133,19 +152,11 @@ fn routes(check: &mut Check, routes: &[Route]) {
 
 /// Links of a bond, and options with the ranges and the modes that the kernel takes them in
 /// (drivers/net/bonding/bond_options.c).
-fn bond(check: &mut Check, name: &str, bond: &Bond, bonded: &mut BTreeMap<String, String>) {
+fn bond(check: &mut Check, name: &str, bond: &Bond, taken: &mut BTreeMap<String, String>) {
     if bond.interfaces.is_empty() {
         check.wrong_at("interfaces", "must supply sub interfaces for bonded interface");
     }
-    check.each("interfaces", &bond.interfaces, |check, link| {
-        if let Some(message) = names::interface(link) {
-            check.wrong(message);
-        } else if link == name {
-            check.wrong("a bond cannot be part of itself");
-        } else if let Some(other) = bonded.insert(link.clone(), name.to_owned()) {
-            check.wrong(format!("{link:?} is part of bond {other:?} already"));
-        }
-    });
+    ports(check, name, &bond.interfaces, taken);
     if let Some(primary) = bond.primary.as_ref().filter(|link| !bond.interfaces.contains(link)) {
         let message = format!("{primary:?} is none of the bond's interfaces");
         check.because("interfaces", |check| check.wrong_at("primary", message));
@@ -164,6 +175,24 @@ fn bond(check: &mut Check, name: &str, bond: &Bond, bonded: &mut BTreeMap<String
     ranges(check, bond);
     modes(check, bond);
     monitors(check, bond);
+}
+
+/// The links of the bond or bridge `name`.
+fn ports(
+    check: &mut Check,
+    name: &str,
+    interfaces: &[String],
+    taken: &mut BTreeMap<String, String>,
+) {
+    check.each("interfaces", interfaces, |check, link| {
+        if let Some(message) = names::interface(link) {
+            check.wrong(message);
+        } else if link == name {
+            check.wrong("a link cannot be part of itself");
+        } else if let Some(other) = taken.insert(link.clone(), name.to_owned()) {
+            check.wrong(format!("{link:?} is part of {other:?} already"));
+        }
+    });
 }
 
 fn ranges(check: &mut Check, bond: &Bond) {
