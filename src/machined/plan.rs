@@ -22,6 +22,7 @@ pub(crate) enum Task {
     WriteUserSysctls,
     PrepareServices,
     StartServices,
+    ReleaseLeases,
     StopServices,
     KillProcesses,
     UnmountAll,
@@ -51,6 +52,7 @@ impl Task {
             Self::WriteUserSysctls => "writeUserSysctls",
             Self::PrepareServices => "setupServices",
             Self::StartServices => "startEverything",
+            Self::ReleaseLeases => "releaseLeases",
             Self::StopServices => "stopEverything",
             Self::KillProcesses => "killProcesses",
             Self::UnmountAll => "unmountSystem",
@@ -114,9 +116,10 @@ pub(crate) const BOOT: Sequence = Sequence {
     ],
 };
 
-/// The way down, the same for both ends; reboot(2) follows.
-pub(crate) const REBOOT: Sequence = Sequence { name: "reboot", phases: DOWN };
-pub(crate) const SHUTDOWN: Sequence = Sequence { name: "shutdown", phases: DOWN };
+/// The ways down; reboot(2) follows. Who comes back at once wants the same addresses again.
+pub(crate) const REBOOT: Sequence = Sequence { name: "reboot", phases: &[STOP, KILL, UNMOUNT] };
+pub(crate) const SHUTDOWN: Sequence =
+    Sequence { name: "shutdown", phases: &[RELEASE, STOP, KILL, UNMOUNT] };
 
 /// A new configuration that is good from the next boot on.
 pub(crate) const APPLY_CONFIGURATION: Sequence = Sequence {
@@ -127,7 +130,7 @@ pub(crate) const APPLY_CONFIGURATION: Sequence = Sequence {
 /// What the node keeps is gone, and with it who it was.
 pub(crate) const RESET: Sequence = Sequence {
     name: "reset",
-    phases: &[STOP, KILL, UNMOUNT, Phase { name: "reset", tasks: &[Task::WipeVolumes] }],
+    phases: &[RELEASE, STOP, KILL, UNMOUNT, Phase { name: "reset", tasks: &[Task::WipeVolumes] }],
 };
 
 /// A cluster begins on this node. It runs beside whatever else does (spec §8.2).
@@ -140,10 +143,10 @@ pub(crate) const BOOTSTRAP: Sequence = Sequence {
     ],
 };
 
+const RELEASE: Phase = Phase { name: "releaseLeases", tasks: &[Task::ReleaseLeases] };
 const STOP: Phase = Phase { name: "stopEverything", tasks: &[Task::StopServices] };
 const KILL: Phase = Phase { name: "killProcesses", tasks: &[Task::KillProcesses] };
 const UNMOUNT: Phase = Phase { name: "unmount", tasks: &[Task::UnmountAll] };
-const DOWN: &[Phase] = &[STOP, KILL, UNMOUNT];
 
 #[cfg(test)]
 mod tests {

@@ -191,6 +191,11 @@ pub(crate) async fn stop_maintenance(node: &Node) -> Result<(), Error> {
     node.supervisor().stop("apid").await.map_err(Error::Services)
 }
 
+/// Has networkd give its leases back to their servers when it stops.
+pub(crate) fn release_leases() -> std::io::Result<()> {
+    std::fs::write(Path::new(NETWORKD_SOCKET).with_file_name("release"), "")
+}
+
 /// Lets networkd go by another `machine.network`.
 pub(crate) async fn apply_network(node: &Node, network: &Network) -> Result<(), Error> {
     write_network(network)?;

@@ -63,6 +63,13 @@ pub(crate) async fn perform(node: &Node, task: Task) -> Result<(), Error> {
         }
         Task::PrepareServices => services::prepare(node).await,
         Task::StartServices => services::start_all(node, BOOT_LIMIT).await,
+        Task::ReleaseLeases => {
+            // The addresses go back when their time is over otherwise.
+            if let Err(error) = services::release_leases() {
+                warn!(%error, "leases are not given back");
+            }
+            Ok(())
+        }
         Task::StopServices => {
             node.shutdown().cancel();
             // Those that stay are killed next.

@@ -34,6 +34,7 @@ pub static TARGETS: &[Target] = &[
     ("certificate_request", certificate_request, &[REQUEST]),
     ("udp_in_a_packet", udp_in_a_packet, &[PACKET]),
     ("dhcp_reply", dhcp_reply, &[&DHCP_ACK]),
+    ("arp_message", arp_message, &[ARP]),
     ("volume_label", volume_label, &[&ISO]),
     ("meta", meta, &[META]),
     ("socket_table", socket_table, &[SOCKET]),
@@ -124,6 +125,16 @@ pub fn udp_in_a_packet(bytes: &[u8]) {
 
 pub fn dhcp_reply(bytes: &[u8]) {
     let _ = Reply::decode(bytes);
+}
+
+pub fn arp_message(bytes: &[u8]) {
+    if let Some(message) = orlop_netlink::Arp::decode(bytes) {
+        assert_eq!(
+            Some(&message.encode()[..]),
+            bytes.get(..28),
+            "what is written reads differently"
+        );
+    }
 }
 
 pub fn volume_label(bytes: &[u8]) {
@@ -253,9 +264,9 @@ const SOCKET: &[u8] =
 const PACKET: &[u8] =
     b"\x45\0\0\x20\0\0\0\0\x40\x11\0\0\x0a\0\x02\x02\x0a\0\x02\x0f\0\x43\0\x44\0\x0c\0\0abcd";
 /// A BOOTP reply with the options message type, lease time, mask and router (RFC 2131, RFC 2132).
-const DHCP_ACK: [u8; 264] = {
-    const OPTIONS: &[u8] = b"\x63\x82\x53\x63\x35\x01\x05\x33\x04\0\0\x0e\x10\x01\x04\xff\xff\xff\0\x03\x04\x0a\0\x02\x02\xff";
-    let mut message = [0; 264];
+const DHCP_ACK: [u8; 280] = {
+    const OPTIONS: &[u8] = b"\x63\x82\x53\x63\x35\x01\x05\x33\x04\0\0\x0e\x10\x01\x04\xff\xff\xff\0\x03\x04\x0a\0\x02\x02\x77\x09\x01a\x01b\0\x01c\xc0\0\xff";
+    let mut message = [0; 280];
     (message[0], message[1], message[2]) = (2, 1, 6);
     let mut i = 0;
     while i < OPTIONS.len() {
@@ -264,6 +275,8 @@ const DHCP_ACK: [u8; 264] = {
     }
     message
 };
+const ARP: &[u8] =
+    b"\0\x01\x08\0\x06\x04\0\x01\x02\0\0\0\0\x01\x0a\0\0\x05\0\0\0\0\0\0\x0a\0\0\x06";
 const RULES: &[u8] = b"ACTION==\"add|change\", KERNEL==\"vd[a-z]\", ATTRS{a}!=\"0\", \\\n SYMLINK+=\"a/%k%n $env{X}%%\", \
     GROUP=\"6\", MODE=\"0640\", ENV{X}=\"$attr{size}\"\n";
 const UEVENT: &[u8] = b"add@/devices/pci0000:00/0000:00:04.0/virtio1/block/vda\0ACTION=add\0\
