@@ -548,17 +548,19 @@ impl Client {
             ) => {
                 let Some(lease) = Lease::from_reply(reply, now) else { return vec![] };
                 let known = self.lease().is_some_and(|held| held.address == lease.address);
-                let mut actions = vec![Action::Remember];
                 if known {
                     self.refused.reset();
                     self.state = State::Bound(lease.clone());
-                    actions.push(Action::Configure(lease));
+                    vec![Action::Remember, Action::Configure(lease)]
                 } else {
-                    // Another address than the one in use takes its place at the end of the probes.
+                    // Another address than the one in use: that one is no longer ours.
+                    let mut actions = Vec::new();
+                    actions.extend(self.lease().map(|_| Action::Deconfigure));
+                    actions.push(Action::Remember);
                     self.state = State::Probing { lease, sent: 0, next_at: now };
                     actions.extend(self.probe(now, random));
+                    actions
                 }
-                actions
             }
             _ => vec![],
         }

@@ -570,6 +570,20 @@ fn a_lease_is_given_back_to_its_server() {
 }
 
 #[test]
+fn a_lease_of_another_address_ends_the_old_one_at_once() {
+    let mut world = World::bound();
+    world.server = Server::IsSilent;
+    let renew_at = world.lease.clone().unwrap().times.unwrap().renew_at;
+    world.run_for(renew_at - world.now + secs(1));
+    let request = world.last_sent().1.clone();
+    let address = Ipv4Addr::new(10, 0, 0, 6);
+    world.event(Event::Received(&Reply { address, ..reply(ReplyKind::Ack, &request) }));
+    assert_eq!(world.lease, None, "the new one is probed for first");
+    world.run_for(secs(1));
+    assert_eq!(world.lease.unwrap().address.addr(), address);
+}
+
+#[test]
 fn a_refusal_of_another_server_does_not_end_a_renewal() {
     let mut world = World::bound();
     world.server = Server::IsSilent;
