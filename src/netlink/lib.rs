@@ -3,7 +3,7 @@
 //! [`Netlink`] lists and changes links, addresses and routes over rtnetlink; [`Changes`] says when
 //! one of them changed, whoever did it. [`PacketSocket`] exchanges UDP datagrams on a link that has
 //! no address yet, and [`RawSocket`] sends one through the kernel's routes once it has; both carry
-//! the bytes that [`datagram`] builds and takes apart. [`ArpSocket`] asks who has an address. [`Capture`] copies what passes a link. [`host`] sets the names of the node.
+//! the bytes that [`datagram`] builds and takes apart. [`ArpSocket`] asks who has an address. [`RouterSocket`] hears routers. [`Capture`] copies what passes a link. [`host`] sets the names of the node.
 //!
 //! Nothing here decides anything: what should be is `networkd`'s business.
 
@@ -22,6 +22,7 @@ mod packet;
 mod raw;
 mod requests;
 mod route;
+mod router;
 mod uevents;
 
 use std::io;
@@ -42,6 +43,7 @@ pub use packet::PacketSocket;
 pub use raw::RawSocket;
 pub use requests::Netlink;
 pub use route::{Route, Table};
+pub use router::RouterSocket;
 pub use uevents::{Notice, Uevents};
 
 /// Who put an address or a route into the kernel (`RTPROT_*` of `rtnetlink(7)`; for addresses the

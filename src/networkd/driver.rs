@@ -16,10 +16,12 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tracing::{Instrument as _, debug, info, info_span, warn};
 
+use crate::advertisement::Learned;
 use crate::dhcp::{Carrier, Keeper, Memory, Update, now, wait_until};
 use crate::machine::{Lease, Remembered, Uptime, Wishes};
 use crate::made::{self, Wanted};
 use crate::plan::{self, Desired, Intent, Names, Observed, Operation, Settings, difference};
+use crate::routers::{Heard, Listener};
 use crate::{Error, Options, names};
 
 /// A link that is tried for so long without success no longer keeps the node from being ready.
@@ -53,6 +55,10 @@ pub(crate) struct Driver {
     /// Links whose keeper ended by itself: they get another one at the next retry.
     resting: BTreeSet<u32>,
     updates: (mpsc::Sender<Update>, mpsc::Receiver<Update>),
+    /// What routers said, by link.
+    learned: BTreeMap<u32, Learned>,
+    heard: (mpsc::Sender<Heard>, mpsc::Receiver<Heard>),
+    listeners: JoinSet<(String, io::Result<()>)>,
     /// When each link of ours was first seen.
     since: BTreeMap<u32, Uptime>,
     /// What has been complained about since things were last calm.
@@ -84,7 +90,9 @@ type Ended = (u32, io::Result<()>);
 enum Happened {
     Changed(io::Result<()>),
     Lease(Update),
+    Heard(u32, Learned),
     KeeperEnded(Result<Ended, JoinError>),
+    ListenerEnded(Result<(String, io::Result<()>), JoinError>),
     Timer,
     Shutdown,
 }
@@ -108,6 +116,9 @@ impl Driver {
             tasks: JoinSet::new(),
             resting: BTreeSet::new(),
             updates: mpsc::channel(UPDATES),
+            learned: BTreeMap::new(),
+            heard: mpsc::channel(UPDATES),
+            listeners: JoinSet::new(),
             since: BTreeMap::new(),
             failing: BTreeSet::new(),
             failed_at: None,
@@ -129,19 +140,34 @@ impl Driver {
             let happened = tokio::select! {
                 changed = self.changes.next() => Happened::Changed(changed),
                 Some(update) = self.updates.1.recv() => Happened::Lease(update),
+                Some((index, learned)) = self.heard.1.recv() => Happened::Heard(index, learned),
                 Some(ended) = self.tasks.join_next() => Happened::KeeperEnded(ended),
+                Some(ended) = self.listeners.join_next() => Happened::ListenerEnded(ended),
                 () = timer => Happened::Timer,
                 () = shutdown.cancelled() => Happened::Shutdown,
             };
             match happened {
                 Happened::Changed(result) => result.map_err(Error::Watch)?,
                 Happened::Lease(update) => self.take(update),
+                Happened::Heard(index, learned) => {
+                    // One that was stopped may have left a word behind.
+                    if self.keepers.contains_key(&index) {
+                        self.learned.insert(index, learned);
+                    }
+                }
                 Happened::KeeperEnded(Ok((index, result))) => self.keeper_ended(index, result),
-                Happened::KeeperEnded(Err(error)) if error.is_panic() => {
+                // Without IPv6 there are no routers to hear: the node does well without.
+                Happened::ListenerEnded(Ok((link, Err(error)))) => {
+                    self.complain(&format!("hear the routers of {link}"), &error);
+                }
+                Happened::ListenerEnded(Ok((_, Ok(())))) => {}
+                Happened::KeeperEnded(Err(error)) | Happened::ListenerEnded(Err(error))
+                    if error.is_panic() =>
+                {
                     std::panic::resume_unwind(error.into_panic());
                 }
                 // Stopped by us.
-                Happened::KeeperEnded(Err(_)) => {}
+                Happened::KeeperEnded(Err(_)) | Happened::ListenerEnded(Err(_)) => {}
                 Happened::Timer => {
                     self.retry_at = None;
                     self.resting.clear();
@@ -309,12 +335,13 @@ impl Driver {
                 (link.index, link.mac) == (*index, Some(keeper.mac)) && link.name == keeper.name
             }) && intents.get(index).is_some_and(|intent| intent.dhcp.is_some())
         };
-        let leases = &mut self.leases;
+        let (leases, learned) = (&mut self.leases, &mut self.learned);
         self.keepers.retain(|index, keeper| {
             let keep = wanted(index, keeper);
             if !keep {
                 keeper.task.abort();
                 leases.remove(index);
+                learned.remove(index);
             }
             keep
         });
@@ -339,6 +366,7 @@ impl Driver {
 
     fn start_keeper(&mut self, link: &Link, mac: Mac) {
         let (carrier, carries) = watch::channel(Carrier::default());
+        self.listen(link, carries.clone());
         let memory = Memory::new(&self.options.state, &link.name);
         let remembered = memory.recall(now());
         if let Remembered::Lease(lease) = &remembered {
@@ -366,6 +394,24 @@ impl Driver {
         self.keepers.insert(index, Handle { name: link.name.clone(), mac, carrier, task });
     }
 
+    /// Has the kernel believe the link's routers, and hears what it does not take from them.
+    fn listen(&mut self, link: &Link, carrier: watch::Receiver<Carrier>) {
+        // A node that forwards packets for its containers would pass for a router, which believes
+        // none (Documentation/networking/ip-sysctl.rst, accept_ra). Without IPv6 there is no such file.
+        let believe = format!("/proc/sys/net/ipv6/conf/{}/accept_ra", link.name);
+        if let Err(error) = std::fs::write(&believe, "2")
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            self.complain(&format!("write {believe}"), &error);
+        }
+        let (index, name) = (link.index, link.name.clone());
+        let updates = self.heard.0.clone();
+        let listener = Listener { index, name: name.clone(), carrier, updates };
+        let span = info_span!("routers", link = %link.name);
+        let run = async move { (name, listener.run().await) };
+        self.listeners.spawn(run.instrument(span));
+    }
+
     /// Writes names and resolvers, and says when the node is ready.
     fn publish(&mut self, intents: &BTreeMap<u32, Intent>, observed: &Observed, desired: &Desired) {
         let configured = self.since.keys().any(|index| {
@@ -379,7 +425,8 @@ impl Driver {
         if !settled {
             return;
         }
-        let mut names = plan::names(&self.settings, intents, &self.leases, &observed.links);
+        let mut names =
+            plan::names(&self.settings, intents, &self.leases, &self.learned, &observed.links);
         // A node that lost its lease is still called what it was.
         if names.claimed {
             self.named = Some(names.clone());

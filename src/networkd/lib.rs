@@ -4,7 +4,8 @@
 //! ([`settings`]; [`made`] has the links that we make) and from DHCP servers ([`machine`], whose
 //! messages [`wire`] reads and writes); less what is, it is a short list of operations. [`driver`] carries them out whenever something changed,
 //! whoever changed it, and writes `/etc/resolv.conf`, `/etc/hosts` and the host name ([`names`]);
-//! one task for each link that asks for an address ([`dhcp`]) owns its sockets. `api` answers
+//! for each link that asks for an address, one task ([`dhcp`]) owns its sockets, and another
+//! (`routers`) hears what routers say of resolvers ([`advertisement`]). `api` answers
 //! `network.NetworkService` and `health.Health` on a unix socket.
 //!
 //! It runs as a container of the node, or before there is one as a child of PID 1. Stopping it takes
@@ -14,6 +15,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod advertisement;
 pub mod machine;
 pub mod made;
 pub mod names;
@@ -24,6 +26,7 @@ pub mod wire;
 mod api;
 mod dhcp;
 mod driver;
+mod routers;
 
 use std::ffi::OsString;
 use std::io;

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use orlop_netlink::{Address, IpNet, Ipv4Net, Kind, Link, Protocol, Route, Table};
 
+use crate::advertisement::Learned;
 use crate::machine::{Lease, Uptime};
 use crate::made::{self, Make, Wanted};
 use crate::names::{Claim, HostEntry, Identity};
@@ -442,6 +443,7 @@ pub fn names(
     settings: &Settings,
     intents: &BTreeMap<u32, Intent>,
     leases: &BTreeMap<u32, Lease>,
+    learned: &BTreeMap<u32, Learned>,
     links: &[Link],
 ) -> Names {
     let mut links: Vec<_> = links.iter().filter(|link| !link.loopback()).collect();
@@ -456,6 +458,11 @@ pub fn names(
         if let Some(lease) = lease {
             resolvers.extend(lease.dns.iter().copied().map(IpAddr::V4));
             domains.extend(lease.search.iter().cloned());
+        }
+        // The link's routers are heard as long as its lease is kept.
+        if let Some(learned) = intent.dhcp.and_then(|_| learned.get(&link.index)) {
+            resolvers.extend(learned.resolvers().map(IpAddr::V6));
+            domains.extend(learned.search().cloned());
         }
         let from_static = intent.addresses.first().map(|net| Claim {
             address: net.addr(),

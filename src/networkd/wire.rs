@@ -224,7 +224,7 @@ impl Reply {
             ntp: options.addresses(option::NTP_SERVERS),
             host_name: options.name(option::HOST_NAME),
             domain: options.name(option::DOMAIN_NAME),
-            search: options.get(option::DOMAIN_SEARCH).map(search_list).unwrap_or_default(),
+            search: options.get(option::DOMAIN_SEARCH).map(names_in).unwrap_or_default(),
             mtu: options
                 .first(option::INTERFACE_MTU)
                 .map(u16::from_be_bytes)
@@ -321,7 +321,7 @@ fn classless_routes(mut value: &[u8]) -> Option<Vec<(Ipv4Net, Option<Ipv4Addr>)>
 
 /// RFC 3397: names as in RFC 1035 §3.1, whose ends may point at earlier ones (§4.1.4). The list ends at
 /// the first that is damaged.
-fn search_list(value: &[u8]) -> Vec<String> {
+pub(crate) fn names_in(value: &[u8]) -> Vec<String> {
     let mut names = Vec::new();
     let mut at = 0;
     while at < value.len() && names.len() < MAX_SEARCH {

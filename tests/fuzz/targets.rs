@@ -35,6 +35,7 @@ pub static TARGETS: &[Target] = &[
     ("udp_in_a_packet", udp_in_a_packet, &[PACKET]),
     ("dhcp_reply", dhcp_reply, &[&DHCP_ACK]),
     ("arp_message", arp_message, &[ARP]),
+    ("router_advertisement", router_advertisement, &[ROUTER]),
     ("volume_label", volume_label, &[&ISO]),
     ("meta", meta, &[META]),
     ("socket_table", socket_table, &[SOCKET]),
@@ -134,6 +135,15 @@ pub fn arp_message(bytes: &[u8]) {
             bytes.get(..28),
             "what is written reads differently"
         );
+    }
+}
+
+pub fn router_advertisement(bytes: &[u8]) {
+    use orlop_networkd::advertisement::{Advertisement, Learned};
+    if let Some(advertisement) = Advertisement::decode(bytes) {
+        let mut learned = Learned::default();
+        learned.take(std::time::Duration::ZERO, &advertisement);
+        assert!(learned.resolvers().count() <= 8 && learned.search().count() <= 8);
     }
 }
 
@@ -277,6 +287,9 @@ const DHCP_ACK: [u8; 280] = {
 };
 const ARP: &[u8] =
     b"\0\x01\x08\0\x06\x04\0\x01\x02\0\0\0\0\x01\x0a\0\0\x05\0\0\0\0\0\0\x0a\0\0\x06";
+const ROUTER: &[u8] =
+    b"\x86\0\0\0\x40\x40\x07\x08\0\0\0\0\0\0\0\0\x19\x03\0\0\0\0\0\x3c\xfd\0\0\0\0\0\0\0\
+    \0\0\0\0\0\0\0\x53\x1f\x02\0\0\0\0\0\x3c\x01a\x01b\0\0\0\0";
 const RULES: &[u8] = b"ACTION==\"add|change\", KERNEL==\"vd[a-z]\", ATTRS{a}!=\"0\", \\\n SYMLINK+=\"a/%k%n $env{X}%%\", \
     GROUP=\"6\", MODE=\"0640\", ENV{X}=\"$attr{size}\"\n";
 const UEVENT: &[u8] = b"add@/devices/pci0000:00/0000:00:04.0/virtio1/block/vda\0ACTION=add\0\

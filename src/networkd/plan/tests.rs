@@ -3,6 +3,7 @@
 use orlop_netlink::Mac;
 
 use super::*;
+use crate::advertisement::Advertisement;
 use crate::machine::Times;
 
 const NOW: Uptime = Duration::from_secs(1000);
@@ -280,7 +281,8 @@ fn a_link_is_configured_when_its_addresses_are_there() {
 fn names_and_resolvers_come_from_the_first_interface_and_from_all() {
     let chosen = |settings: &Settings, leases: &[(u32, Lease)]| {
         let leases = leases.iter().cloned().collect();
-        let names = names(settings, &intents(settings, &links()), &leases, &links());
+        let names =
+            names(settings, &intents(settings, &links()), &leases, &BTreeMap::new(), &links());
         let resolvers: Vec<_> = names.resolvers.iter().map(ToString::to_string).collect();
         (names.identity.host_name, resolvers.join(" "))
     };
@@ -302,4 +304,24 @@ fn names_and_resolvers_come_from_the_first_interface_and_from_all() {
     let own = Settings { host_name: Some("n2".to_owned()), resolvers, ..Settings::default() };
     assert_eq!(chosen(&own, &[]), says("n2", "10.8.8.8"));
     assert_eq!(chosen(&own, &[(2, named)]), says("n2", "10.9.9.9"), "a lease's win");
+}
+
+#[test]
+fn what_routers_say_comes_after_the_lease_of_the_same_link() {
+    let mut heard = Learned::default();
+    let advertisement = Advertisement {
+        resolvers: vec![("fd00::53".parse().unwrap(), 600)],
+        search: vec![("a.org".to_owned(), 600), ("b.org".to_owned(), 600)],
+        ..Advertisement::default()
+    };
+    heard.take(NOW, &advertisement);
+    let lease =
+        Lease { domain: Some("own.org".to_owned()), search: vec!["b.org".to_owned()], ..lease() };
+    let settings = Settings::default();
+    let intents = intents(&settings, &links());
+    let learned = BTreeMap::from([(2, heard.clone()), (4, heard)]);
+    let names = names(&settings, &intents, &[(2, lease)].into(), &learned, &links());
+    let resolvers: [IpAddr; 2] = ["10.0.2.3".parse().unwrap(), "fd00::53".parse().unwrap()];
+    assert_eq!(names.resolvers, resolvers);
+    assert_eq!(names.search, ["own.org", "b.org", "a.org"]);
 }
