@@ -45,41 +45,51 @@ async fn a_cluster_is_formed_looked_after_and_made_again_of_a_snapshot() {
     let status = client.status().await.unwrap();
     assert!(status.leader == own && status.version.starts_with("3."), "{status:?}");
     assert_eq!(client.forfeit().await.unwrap_err().code(), Code::FailedPrecondition);
-    client.put("key", "value").await.unwrap();
+    eventually(async || client.put("key", "value").await).await;
 
     let mut second = two.start(Begin::Join, &two.join(&client).await);
     let mut third = three.start(Begin::Join, &three.join(&client).await);
-    assert_eq!(names(&client, View::Agreed).await, ["one", "two", "three"]);
+    assert_eq!(names(&client, View::Agreed).await, ["one", "three", "two"]);
     for other in [&two, &three] {
-        assert_eq!(other.client().get("key").await.unwrap().unwrap(), b"value");
+        assert_eq!(read(&other.client(), "key").await.unwrap(), b"value");
         // A member that has started is none that could be taken in.
-        let refused = client.join(&other.identity).await.unwrap_err();
-        assert!(refused.contains("its data are not here"), "{refused}");
+        eventually(async || match client.join(&other.identity).await {
+            Err(why) if why.contains("its data are not here") => Ok(()),
+            joined => Err(Status::unavailable(format!("{joined:?}"))),
+        })
+        .await;
     }
 
-    // The leadership goes to another member, and from one that has it not, nowhere.
-    let leader = client.forfeit().await.unwrap().unwrap();
-    assert!(["two", "three"].contains(&&*leader), "{leader}");
-    eventually(async || match client.status().await?.leader {
-        leader if leader != own && leader != 0 => Ok(()),
-        _ => Err(Status::unavailable("not moved yet")),
+    // Whoever leads makes another lead, and those who do not lead have nothing to give.
+    let (from, to) = eventually(async || {
+        for node in [&one, &two, &three] {
+            if let Some(leader) = node.client().forfeit().await? {
+                return Ok((node.identity.name.clone(), leader));
+            }
+        }
+        Err(Status::unavailable("nobody leads"))
     })
     .await;
-    assert_eq!(client.forfeit().await.unwrap(), None);
+    assert!(from != to && ["one", "two", "three"].contains(&&*to), "{from} to {to}");
 
     client.defragment().await.unwrap();
     alarms(&client, own).await;
     // The members agree on the cluster's version when all have told theirs.
     eventually(async || client.downgrade(Downgrade::Validate, "3.4.0".to_owned()).await).await;
-    let refused = client.downgrade(Downgrade::Validate, "nonsense".to_owned()).await.unwrap_err();
+    let nonsense = async || client.downgrade(Downgrade::Validate, "nonsense".to_owned()).await;
+    let refused = refusal(nonsense).await;
     assert!(refused.message().starts_with("downgrade: etcdserver: "), "{refused}");
-    assert!(client.downgrade(Downgrade::Cancel, String::new()).await.is_err());
+    refusal(async || client.downgrade(Downgrade::Cancel, String::new()).await).await;
 
-    let unknown = client.remove(7).await.unwrap_err();
+    let unknown = refusal(async || client.remove(7).await).await;
     assert_eq!(unknown.code(), Code::NotFound, "{unknown}");
     let gone = three.client().own_id().await.unwrap();
-    // Not before the members have been connected for a while.
-    eventually(async || client.remove(gone).await).await;
+    // Not before the members have been connected for a while; and what timed out may have been done.
+    eventually(async || match client.remove(gone).await {
+        Err(status) if status.code() == Code::NotFound => Ok(()),
+        removed => removed,
+    })
+    .await;
     assert_eq!(names(&client, View::Agreed).await, ["one", "two"]);
     third.ends().await;
     let silent = three.client().members(View::Local).await.unwrap_err();
@@ -87,10 +97,11 @@ async fn a_cluster_is_formed_looked_after_and_made_again_of_a_snapshot() {
     assert!(silent.message().contains("etcd does not answer: connect to "), "{silent}");
 
     // Without a quorum a member tells what it knows, and no more.
-    client.put("long", &"x".repeat(1 << 20)).await.unwrap();
+    let long = "x".repeat(1 << 20);
+    eventually(async || client.put("long", &long).await).await;
     let snapshot = one.folder.path().join("snapshot");
     take(&client, &snapshot).await;
-    client.put("later", "lost").await.unwrap();
+    eventually(async || client.put("later", "lost").await).await;
     second.kill();
     assert_eq!(names(&client, View::Local).await, ["one", "two"]);
     assert!(client.members(View::Agreed).await.is_err());
@@ -101,24 +112,32 @@ async fn a_cluster_is_formed_looked_after_and_made_again_of_a_snapshot() {
     let mut recovered = again.start(Begin::Again, &again.alone());
     let client = again.client();
     assert_eq!(names(&client, View::Agreed).await, ["again"]);
-    assert_eq!(client.get("key").await.unwrap().unwrap(), b"value");
-    assert_eq!(client.get("long").await.unwrap().unwrap().len(), 1 << 20);
-    assert_eq!(client.get("later").await.unwrap(), None);
+    assert_eq!(read(&client, "key").await.unwrap(), b"value");
+    assert_eq!(read(&client, "long").await.unwrap(), long.as_bytes());
+    assert_eq!(read(&client, "later").await, None);
     recovered.kill();
 }
 
 /// An alarm stops writing until it is disarmed.
 async fn alarms(client: &Client, own: u64) {
-    assert_eq!(client.alarms().await.unwrap(), []);
+    let given = async || eventually(async || client.alarms().await).await;
+    assert_eq!(given().await, []);
     let raise = alarm_request::Action::Activate;
-    client.alarm(raise, own, AlarmType::Nospace).await.unwrap();
-    let raised = client.alarms().await.unwrap();
+    eventually(async || client.alarm(raise, own, AlarmType::Nospace).await).await;
+    let raised = given().await;
     assert!(raised.len() == 1 && raised[0].member_id == own, "{raised:?}");
     assert_eq!(raised[0].alarm(), AlarmType::Nospace);
-    assert_eq!(client.put("key", "x").await.unwrap_err().code(), Code::ResourceExhausted);
-    assert_eq!(client.disarm().await.unwrap(), raised);
-    assert_eq!(client.alarms().await.unwrap(), []);
-    client.put("key", "value").await.unwrap();
+    let full = refusal(async || client.put("key", "x").await).await;
+    assert_eq!(full.code(), Code::ResourceExhausted, "{full}");
+    let ended = eventually(async || client.disarm().await).await;
+    // The first try may have done it without saying so.
+    assert!(ended == raised || ended.is_empty(), "{ended:?}");
+    assert_eq!(given().await, []);
+    eventually(async || client.put("key", "value").await).await;
+}
+
+async fn read(client: &Client, key: &str) -> Option<Vec<u8>> {
+    eventually(async || client.get(key).await).await
 }
 
 async fn take(client: &Client, path: &Path) {
@@ -132,14 +151,16 @@ async fn take(client: &Client, path: &Path) {
     fs::write(path, all).unwrap();
 }
 
+/// In the order of the alphabet.
 async fn names(client: &Client, view: View) -> Vec<String> {
-    let mut members = client.members(view).await.unwrap();
-    // The address is in the order of the names' numbers.
-    members.sort_by_key(|member| member.peer_urls.clone());
-    members.into_iter().map(|member| member.name).collect()
+    let members = eventually(async || client.members(view).await).await;
+    let mut names: Vec<_> = members.into_iter().map(|member| member.name).collect();
+    names.sort();
+    names
 }
 
-/// Asks again while etcd is not ready for it; it tells nobody when it is.
+/// Asks until etcd does it. On a busy machine the leadership moves at any time, and what is under way then
+/// fails; and some things must be a while old. Nobody is told when it is over.
 async fn eventually<T>(ask: impl AsyncFn() -> Result<T, Status>) -> T {
     let deadline = Instant::now() + LIMIT;
     loop {
@@ -149,6 +170,18 @@ async fn eventually<T>(ask: impl AsyncFn() -> Result<T, Status>) -> T {
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+}
+
+/// Why etcd does not do it, other than that it cannot answer now.
+async fn refusal<T: std::fmt::Debug>(ask: impl AsyncFn() -> Result<T, Status>) -> Status {
+    eventually(async || match ask().await {
+        Err(status) if !matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded) => {
+            Ok(status)
+        }
+        Err(status) => Err(status),
+        Ok(done) => panic!("done: {done:?}"),
+    })
+    .await
 }
 
 fn program() -> Option<PathBuf> {
@@ -219,7 +252,9 @@ impl Node {
     }
 
     fn launch<T>(&self, begin: Begin, cluster: &Cluster, then: impl Fn(Launch<'_>) -> T) -> T {
-        let extra = BTreeMap::from([("log-level".to_owned(), "info".to_owned())]);
+        // A busy machine is late with everything.
+        let extra = [("heartbeat-interval", "300"), ("election-timeout", "3000")];
+        let extra: BTreeMap<_, _> = extra.map(|(k, v)| (k.to_owned(), v.to_owned())).into();
         let (identity, places) = (&self.identity, &self.places);
         then(Launch { identity, places, listen: identity.address, begin, cluster, extra: &extra })
     }
