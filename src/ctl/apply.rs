@@ -1,4 +1,4 @@
-//! `apply-config`, `bootstrap` and `reset`: what makes a machine a node, and a node a machine again.
+//! `apply-config` and `reset`: what makes a machine a node, and a node a machine again.
 
 use std::fs;
 use std::path::PathBuf;
@@ -6,9 +6,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use orlop_proto::machine::apply_configuration_request::Mode as ProtoMode;
-use orlop_proto::machine::{
-    ApplyConfigurationRequest, BootstrapRequest, ResetPartitionSpec, ResetRequest,
-};
+use orlop_proto::machine::{ApplyConfigurationRequest, ResetPartitionSpec, ResetRequest};
 
 use crate::client::{Answer, Client, machine};
 use crate::error::Error;
@@ -82,14 +80,6 @@ fn request(options: &ApplyOptions) -> Result<ApplyConfigurationRequest, Error> {
         dry_run: options.dry_run,
         try_mode_timeout: limit,
     })
-}
-
-pub(crate) async fn bootstrap(client: &Client) -> Result<(), Error> {
-    let call = async |node| machine(node).bootstrap(BootstrapRequest::default()).await;
-    for Answer { node, .. } in client.ask("bootstrap", call).await? {
-        say!("{node} bootstraps its cluster");
-    }
-    Ok(())
 }
 
 #[derive(Debug, clap::Args)]

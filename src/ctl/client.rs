@@ -123,7 +123,8 @@ impl Client {
             return vec![quiet];
         }
         let alone = |node: &MetadataValue<Ascii>| {
-            let targets = Targets { nodes: vec![node.clone()], deadline: None };
+            let nodes = vec![node.clone()];
+            let targets = Targets { nodes, deadline: None, ..self.targets.clone() };
             Self { targets, ..quiet.clone() }
         };
         self.targets.nodes.iter().map(alone).collect()
@@ -161,12 +162,29 @@ impl Client {
         what: &str,
         call: impl AsyncFn(Node) -> Result<Response<R>, Status>,
     ) -> Result<Vec<Answer<R::Message>>, Error> {
-        let (answers, failures) = self.gather(what, call).await?;
-        if answers.is_empty() && !failures.is_empty() {
-            return Err(Error::Failed { what: what.to_owned(), failures });
-        }
-        failures.iter().for_each(|failure| say!(warning: "{what}: {failure}"));
-        Ok(answers)
+        tell(what, self.gather(what, call).await?)
+    }
+
+    /// As [`Self::ask`], for what takes as long as it takes.
+    pub(crate) async fn ask_patiently<R: Reply>(
+        &self,
+        what: &str,
+        call: impl AsyncFn(Node) -> Result<Response<R>, Status>,
+    ) -> Result<Vec<Answer<R::Message>>, Error> {
+        let (endpoint, reply) = self.reach(what, self.targets.clone(), call).await?;
+        tell(what, sort(&endpoint.to_string(), reply.into_inner().messages()))
+    }
+
+    /// Makes a call that sends a stream, which takes as long as it takes, to the one node that is meant.
+    /// It is named with `node`: apid joins nothing, and passes the stream on as it comes.
+    pub(crate) async fn send<R: Reply>(
+        &self,
+        what: &str,
+        call: impl AsyncFn(Node) -> Result<Response<R>, Status>,
+    ) -> Result<(), Error> {
+        let targets = Targets { key: "node", ..self.targets.clone() };
+        let (endpoint, reply) = self.reach(what, targets, call).await?;
+        tell(what, sort(&endpoint.to_string(), reply.into_inner().messages())).map(drop)
     }
 
     /// As [`Self::ask`], but nothing is told of the nodes that failed.
@@ -288,6 +306,8 @@ impl Client {
 /// Puts the nodes a call is meant for, and its deadline, into its metadata.
 #[derive(Clone, Debug)]
 pub(crate) struct Targets {
+    /// `nodes`, or `node` for a call that is not joined.
+    key: &'static str,
     nodes: Vec<MetadataValue<Ascii>>,
     deadline: Option<Duration>,
 }
@@ -299,12 +319,12 @@ impl Targets {
             (meant, _) => Err(Error::Node { node, meant: meant.err().flatten() }),
         };
         let nodes = nodes.into_iter().map(value).collect::<Result<_, _>>()?;
-        Ok(Self { nodes, deadline: None })
+        Ok(Self { key: "nodes", nodes, deadline: None })
     }
 
     fn add_to(&self, metadata: &mut MetadataMap) {
         for node in &self.nodes {
-            metadata.append("nodes", node.clone());
+            metadata.append(self.key, node.clone());
         }
     }
 }
@@ -342,6 +362,18 @@ impl Outcome {
         let failures = self.failed.into_iter().map(|(node, why)| Failure { node, why }).collect();
         Err(Error::Failed { what: what.to_owned(), failures })
     }
+}
+
+/// The answers; the failures are told on stderr, unless there is nothing else.
+fn tell<M>(
+    what: &str,
+    (answers, failures): (Vec<Answer<M>>, Vec<Failure>),
+) -> Result<Vec<Answer<M>>, Error> {
+    if answers.is_empty() && !failures.is_empty() {
+        return Err(Error::Failed { what: what.to_owned(), failures });
+    }
+    failures.iter().for_each(|failure| say!(warning: "{what}: {failure}"));
+    Ok(answers)
 }
 
 /// What nodes answered, and how others failed.
@@ -414,6 +446,20 @@ messages!(
 replies! {
     machine::ApplyConfigurationResponse => machine::ApplyConfiguration,
     machine::BootstrapResponse => machine::Bootstrap,
+    machine::EtcdAlarmDisarmResponse => machine::EtcdAlarmDisarm,
+    machine::EtcdAlarmListResponse => machine::EtcdAlarm,
+    machine::EtcdDefragmentResponse => machine::EtcdDefragment,
+    machine::EtcdDowngradeCancelResponse => machine::EtcdDowngradeCancel,
+    machine::EtcdDowngradeEnableResponse => machine::EtcdDowngradeEnable,
+    machine::EtcdDowngradeValidateResponse => machine::EtcdDowngradeValidate,
+    machine::EtcdForfeitLeadershipResponse => machine::EtcdForfeitLeadership,
+    machine::EtcdLeaveClusterResponse => machine::EtcdLeaveCluster,
+    machine::EtcdMemberListResponse => machine::EtcdMembers,
+    machine::EtcdRecoverResponse => machine::EtcdRecover,
+    machine::EtcdRemoveMemberByIdResponse => machine::EtcdRemoveMemberById,
+    machine::EtcdRemoveMemberResponse => machine::EtcdRemoveMember,
+    machine::EtcdStatusResponse => machine::EtcdStatus,
+    machine::RecoverResponse => machine::Recover,
     machine::ContainersResponse => machine::Container,
     machine::DiskStatsResponse => machine::DiskStats,
     machine::GenerateClientConfigurationResponse => machine::GenerateClientConfiguration,

@@ -29,6 +29,7 @@ mod dashboard;
 mod disks;
 mod endpoint;
 mod error;
+mod etcd;
 mod events;
 mod files;
 mod generate;
@@ -119,13 +120,14 @@ fn run(options: &Options) -> Result<(), Error> {
 async fn ask(client: &client::Client, command: &Command) -> Result<(), Error> {
     match command {
         Command::ApplyConfig(options) => apply::apply(client, options).await,
-        Command::Bootstrap => apply::bootstrap(client).await,
+        Command::Bootstrap(options) => etcd::bootstrap(client, options).await,
         Command::Config(context::Command::New(options)) => context::new(client, options).await,
         Command::Containers(options) => containers::list(client, options).await,
         Command::Copy(options) => copy::run(client, options).await,
         Command::Dashboard(options) => dashboard::run(client, options).await,
         Command::Disks(options) => disks::run(client, options).await,
         Command::Dmesg(options) => logs::dmesg(client, options).await,
+        Command::Etcd(command) => etcd::run(client, command).await,
         Command::Events(options) => events::run(client, options).await,
         Command::Health(options) => health::run(client, options).await,
         Command::Image(command) => images::run(client, command).await,
@@ -143,6 +145,7 @@ async fn ask(client: &client::Client, command: &Command) -> Result<(), Error> {
         Command::Processes(options) => processes::run(client, options).await,
         Command::Read(options) => files::read(client, options).await,
         Command::Reboot(wait) => power::reboot(client, wait).await,
+        Command::Recover(options) => etcd::recover(client, options).await,
         Command::Reset(options) => apply::reset(client, options).await,
         Command::Restart(options) => restart::run(client, options).await,
         Command::Routes(options) => network::list_routes(client, options).await,

@@ -8,9 +8,9 @@ use clap_complete::Shell;
 use crate::endpoint::Endpoint;
 use crate::stranger::Stranger;
 use crate::{
-    apply, capture, containers, context, copy, dashboard, disks, events, files, generate, health,
-    images, kubeconfig, logs, memory, meta, metrics, mounts, netstat, network, power, processes,
-    restart, services, support, timeline, validate, version,
+    apply, capture, containers, context, copy, dashboard, disks, etcd, events, files, generate,
+    health, images, kubeconfig, logs, memory, meta, metrics, mounts, netstat, network, power,
+    processes, restart, services, support, timeline, validate, version,
 };
 
 /// Drives nodes through their API.
@@ -47,7 +47,7 @@ pub(crate) enum Command {
     #[command(visible_alias = "apply")]
     ApplyConfig(apply::ApplyOptions),
     /// Start the cluster on this one node
-    Bootstrap,
+    Bootstrap(etcd::BootstrapOptions),
     /// Show and change the client configuration
     #[command(subcommand)]
     Config(context::Command),
@@ -63,6 +63,9 @@ pub(crate) enum Command {
     Disks(disks::Options),
     /// Read the kernel's log
     Dmesg(logs::DmesgOptions),
+    /// Look after etcd
+    #[command(subcommand)]
+    Etcd(etcd::Command),
     /// Follow what nodes do
     Events(events::Options),
     /// Generate configurations
@@ -106,6 +109,8 @@ pub(crate) enum Command {
     Read(files::ReadOptions),
     /// Reboot nodes
     Reboot(power::Wait),
+    /// Bring a lost control plane back (generation v0.8)
+    Recover(etcd::RecoverOptions),
     /// Wipe what nodes keep, and switch them off
     Reset(apply::ResetOptions),
     /// Restart a container
