@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -13,7 +14,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, h
 use http_body::Frame;
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use orlop_rpc::MAX_MESSAGE;
-use orlop_rpc::proxy::{Backend, trailers};
+use orlop_rpc::proxy::{Backend, timeout, trailers};
 use tonic::Status;
 use tonic::body::Body;
 
@@ -22,6 +23,9 @@ use crate::merge::{self, Frames, Merged};
 
 /// About how many bytes a mark adds to an answer.
 const MARK: usize = 64;
+/// Of a caller's deadline, this much at most, and a quarter of a short one, is kept for handing over the
+/// answers that are there: the caller's clock has run since before there was a connection.
+const RESERVE: Duration = Duration::from_secs(5);
 
 /// One node to ask.
 pub(crate) struct Leg {
@@ -36,6 +40,8 @@ pub(crate) struct Question {
     headers: HeaderMap,
     /// With its prefix; empty when the caller sent none.
     message: Bytes,
+    /// How long a node may take, so that the caller still hears of the others.
+    patience: Option<Duration>,
 }
 
 impl Question {
@@ -59,7 +65,8 @@ impl Question {
                 None => return Err(Status::internal("the request ends within a message")),
             }
         };
-        Ok(Self { uri: head.uri, headers: head.headers, message })
+        let patience = timeout(&head.headers).map(|limit| limit - (limit / 4).min(RESERVE));
+        Ok(Self { uri: head.uri, headers: head.headers, message, patience })
     }
 
     fn request(&self) -> Request<Body> {
@@ -77,7 +84,10 @@ impl Question {
 /// When an answer has not the shape that can be merged: the whole call fails.
 pub(crate) async fn unary(legs: Vec<Leg>, question: Question) -> Result<Response<Body>, Status> {
     let budget = Arc::new(AtomicUsize::new(MAX_MESSAGE));
-    let answers = legs.iter().map(|leg| ask(leg, question.request(), Some(Arc::clone(&budget))));
+    let answers = legs.iter().map(|leg| {
+        let answer = ask(leg, question.request(), Some(Arc::clone(&budget)));
+        in_time(question.patience, answer)
+    });
     let answers = join_all(answers).await;
     let size = answers.iter().flatten().map(Bytes::len).sum::<usize>() + legs.len() * MARK;
     let mut merged = Merged::with_capacity(size);
@@ -108,6 +118,18 @@ fn answer(frames: impl Stream<Item = Bytes> + Send + 'static) -> Response<Body> 
         .headers_mut()
         .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     response
+}
+
+/// A node that keeps silent costs its own entry, and not the caller's time for all.
+async fn in_time(
+    patience: Option<Duration>,
+    answer: impl Future<Output = Result<Bytes, Status>>,
+) -> Result<Bytes, Status> {
+    let Some(patience) = patience else { return answer.await };
+    tokio::time::timeout(patience, answer).await.unwrap_or_else(|_| {
+        let seconds = patience.as_secs_f32();
+        Err(Status::deadline_exceeded(format!("the node does not answer within {seconds} s")))
+    })
 }
 
 /// The one message a node answers with.
@@ -234,5 +256,54 @@ fn too_much(error: merge::Unframed) -> Status {
     match error {
         merge::Unframed::TooLong { .. } => Status::resource_exhausted(error.to_string()),
         merge::Unframed::Flag(_) => Status::internal(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use std::{future, io};
+
+    use hyper_util::rt::TokioIo;
+    use orlop_proto::machine::MemoryResponse;
+    use prost::Message as _;
+    use tokio::io::DuplexStream;
+    use tokio::time::Instant;
+    use tonic::transport::Endpoint;
+
+    use super::*;
+
+    fn leg(
+        host: &str,
+        dial: impl Future<Output = io::Result<DuplexStream>> + Send + 'static,
+    ) -> Leg {
+        let mut dial = Some(dial);
+        let connector = tower::service_fn(move |_| {
+            let dial = dial.take().unwrap();
+            async { dial.await.map(TokioIo::new) }
+        });
+        let channel = Endpoint::from_static("http://node").connect_with_connector_lazy(connector);
+        let target = Target { typed: host.to_owned(), host: host.to_owned() };
+        Leg { target, backend: Backend::new(format!("apid of {host}"), channel) }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_node_is_an_entry_before_the_callers_deadline() {
+        let dead = future::ready(Err(io::ErrorKind::ConnectionRefused.into()));
+        let legs = vec![leg("silent", future::pending()), leg("dead", dead)];
+        let mut request = Request::post("/machine.MachineService/Memory").body(Body::empty());
+        let headers = request.as_mut().unwrap().headers_mut();
+        headers.insert("grpc-timeout", HeaderValue::from_static("21S"));
+        let question = Question::read(request.unwrap()).await.unwrap();
+        let start = Instant::now();
+        let answer = unary(legs, question).await.unwrap();
+        assert_eq!(start.elapsed().as_secs(), 16);
+        let frame = answer.into_body().collect().await.unwrap().to_bytes();
+        let nodes = MemoryResponse::decode(&frame[5..]).unwrap().messages;
+        let told = nodes.into_iter().map(|node| node.metadata.unwrap());
+        let told: Vec<_> = told.map(|it| (it.hostname, it.status.unwrap().code)).collect();
+        let wanted =
+            [("silent", tonic::Code::DeadlineExceeded), ("dead", tonic::Code::Unavailable)];
+        assert_eq!(told, wanted.map(|(host, code)| (host.to_owned(), code as i32)));
     }
 }

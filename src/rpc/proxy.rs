@@ -114,7 +114,8 @@ impl Backend {
 
 /// How long the caller waits (`grpc-timeout`, "gRPC over HTTP2": at most eight digits and a unit).
 /// `None` when it did not say, or not in that form.
-fn timeout(headers: &HeaderMap) -> Option<Duration> {
+#[must_use]
+pub fn timeout(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get("grpc-timeout")?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
