@@ -22,6 +22,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::{debug, info, warn};
 
 use crate::Error;
+use crate::believed::{self, Believed};
 use crate::node::Node;
 use crate::renewal::{Now, Renewal, Validity};
 use crate::services::{APID_SECRETS, APID_UID, TRUSTD_SECRETS, TRUSTD_UID};
@@ -69,7 +70,9 @@ struct Basis {
     accepted: String,
     key: Option<Secret>,
     token: Option<Secret>,
-    /// Where trustd is to be found.
+    /// The cluster's endpoint.
+    endpoint: Option<String>,
+    /// Where trustd is to be found, best first.
     trustd: Vec<String>,
 }
 
@@ -87,7 +90,8 @@ impl Basis {
             accepted: trust::join(&authorities)?,
             key: machine.ca.as_ref().and_then(|ca| ca.key.clone()),
             token: machine.token.clone(),
-            trustd: endpoint_host(config).into_iter().collect(),
+            endpoint: endpoint_host(config),
+            trustd: trustd_hosts(config),
         })
     }
 
@@ -105,7 +109,7 @@ impl Basis {
     /// trustd speaks for the cluster's endpoint as well: that is where nodes look for it.
     fn trustd_leaf(&self) -> Leaf {
         let mut leaf = self.leaf(Usage::Server);
-        for host in &self.trustd {
+        if let Some(host) = &self.endpoint {
             match host.parse() {
                 Ok(ip) => leaf.ips.push(ip),
                 Err(_) => leaf.dns.push(host.clone()),
@@ -120,8 +124,7 @@ impl Basis {
 pub(crate) struct Keeper {
     node: Node,
     renewal: Renewal<Basis>,
-    /// What trustd has said its authorities are, for a node that was not told any.
-    believed: String,
+    believed: Believed,
     /// Whether there are certificates.
     ready: watch::Sender<bool>,
 }
@@ -129,7 +132,8 @@ pub(crate) struct Keeper {
 impl Keeper {
     pub(crate) fn new(node: &Node) -> Self {
         let (renewal, ready) = (Renewal::new(), watch::Sender::new(false));
-        Self { node: node.clone(), renewal, believed: String::new(), ready }
+        let believed = Believed::load(Path::new(believed::KEPT));
+        Self { node: node.clone(), renewal, believed, ready }
     }
 
     /// Becomes true when there are certificates.
@@ -168,14 +172,20 @@ impl Keeper {
 
     /// Asks trustd.
     async fn ask(&mut self, basis: &Basis, token: Secret) -> Result<Validity, Error> {
-        let known = if basis.accepted.is_empty() { &self.believed } else { &basis.accepted };
+        let was_told = !basis.accepted.is_empty();
+        let known = if was_told { &basis.accepted } else { self.believed.at(&basis.trustd) };
         let wish = Wish {
             common_name: basis.host.clone(),
             dns: basis.names.dns.iter().cloned().collect(),
             ips: basis.names.ips.iter().copied().collect(),
-            ..Wish::new(basis.trustd.clone(), token, known.clone())
+            ..Wish::new(basis.trustd.clone(), token, known.to_owned())
         };
-        let answer = trust::obtain(self.node.reaper(), &wish).await?;
+        let answer = trust::obtain(self.node.reaper(), &wish).await.map_err(|error| match error {
+            Error::Trust(why) if !was_told && !known.is_empty() => Error::Trust(format!(
+                "{why} (believed are the authorities that were met first; machine.ca.crt names others)"
+            )),
+            error => error,
+        })?;
         let ca = trust::join(&[&basis.accepted, &answer.ca])?;
         let server = Pair { crt: answer.crt, key: answer.key };
         write_apid(&ca, &server, None)?;
@@ -192,7 +202,9 @@ impl Keeper {
             fingerprint = answer.fingerprint,
             "apid has a new certificate"
         );
-        self.believed = answer.ca;
+        if !was_told && let Err(error) = self.believed.learn(&basis.trustd, &answer.ca) {
+            warn!(error = %Chain(&error), "the authorities met here are forgotten at the next boot");
+        }
         Ok(Validity { not_before: answer.not_before, not_after: answer.not_after })
     }
 
@@ -254,6 +266,18 @@ pub(crate) fn endpoint_host(config: &MachineConfig) -> Option<String> {
     let host = config.cluster.control_plane.endpoint.as_ref()?.host_str()?;
     let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
     Some(bare.unwrap_or(host).to_owned())
+}
+
+/// Where trustd is looked for: where the configuration says, then at the cluster's endpoint, which may be a
+/// balancer that passes on nothing but the Kubernetes API.
+pub(crate) fn trustd_hosts(config: &MachineConfig) -> Vec<String> {
+    let mut hosts = config.machine.trustd.endpoints.clone();
+    if let Some(host) = endpoint_host(config)
+        && !hosts.contains(&host)
+    {
+        hosts.push(host);
+    }
+    hosts
 }
 
 /// Spreads what many nodes do at the same time.
@@ -429,5 +453,20 @@ mod tests {
         let by_address = Basis::of(&config("https://[fd00::9]:6443")).unwrap();
         assert!(basis != by_address && by_address.trustd == ["fd00::9"]);
         assert!(by_address.trustd_leaf().ips.contains(&"fd00::9".parse().unwrap()));
+    }
+
+    #[test]
+    fn trustd_is_looked_for_where_the_configuration_says_and_at_the_endpoint() {
+        let text = "version: v1alpha1\nmachine:\n  type: worker\n  token: abcdef.0123456789abcdef\n  \
+                    trustd:\n    endpoints: [10.0.0.1, control-2]\n\
+                    cluster:\n  controlPlane:\n    endpoint: https://10.0.0.9:6443\n";
+        let config = orlop_config::machine::parse("worker.yaml", text).unwrap();
+        let basis = Basis::of(&config).unwrap();
+        assert_eq!(basis.trustd, ["10.0.0.1", "control-2", "10.0.0.9"]);
+        // A control plane's trustd speaks for the endpoint, and not for its peers.
+        let leaf = basis.trustd_leaf();
+        assert!(leaf.ips.contains(&"10.0.0.9".parse().unwrap()));
+        assert!(!leaf.ips.contains(&"10.0.0.1".parse().unwrap()));
+        assert!(!leaf.dns.contains(&"control-2".to_owned()));
     }
 }

@@ -14,6 +14,7 @@
 mod acquire;
 mod api;
 mod apply;
+mod believed;
 mod cgroups;
 mod child;
 mod clock;

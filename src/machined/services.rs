@@ -430,11 +430,12 @@ fn trustd(containerd: &Containerd, config: &MachineConfig) -> Result<Definition,
     let drops: Vec<&str> = std::iter::once(TRUST_FOLDER)
         .chain(config.machine.trustd.drop.iter().map(String::as_str))
         .collect();
-    let endpoint = identity::endpoint_host(config);
+    let hosts = identity::trustd_hosts(config);
     let mut args = Vec::new();
     args.extend(drops.iter().flat_map(|folder| ["--drop", folder]));
     args.extend(config.machine.cert_sans.iter().flat_map(|name| ["--san", name.as_str()]));
-    args.extend(endpoint.iter().flat_map(|host| ["--reserve", host.as_str()]));
+    // A worker that went by a trustd's name could take its place.
+    args.extend(hosts.iter().flat_map(|host| ["--reserve", host.as_str()]));
     let mut spec = daemon("trustd", TRUSTD_UID, &args);
     spec.host.network = true;
     spec.seccomp = Some(Profile::new([Group::Unix, Group::Inet]));

@@ -56,6 +56,11 @@ pub(super) fn is_san(name: &str) -> bool {
     name.parse::<IpAddr>().is_ok() || is_dns_name(name.strip_prefix("*.").unwrap_or(name))
 }
 
+/// A DNS name or an address.
+pub(super) fn is_host(text: &str) -> bool {
+    text.parse::<IpAddr>().is_ok() || is_dns_name(text)
+}
+
 /// A DNS name or an address, and maybe a port.
 pub(super) fn is_host_and_port(text: &str) -> bool {
     if text.parse::<IpAddr>().is_ok() {

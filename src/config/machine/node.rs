@@ -373,6 +373,9 @@ pub struct Trustd {
     /// Folders beneath which established trustees may place files.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub drop: Vec<String>,
+    /// Hosts where trustd is looked for before the cluster's endpoint, in this order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub endpoints: Vec<String>,
 }
 
 pub(super) fn is_default<T: Default + PartialEq>(value: &T) -> bool {

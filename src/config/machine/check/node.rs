@@ -82,6 +82,11 @@ pub(super) fn machine(check: &mut Check, machine: &Machine, mode: Option<Mode>) 
         check.each("drop", &machine.trustd.drop, |check, folder| {
             names::absolute(folder).into_iter().for_each(|message| check.wrong(message));
         });
+        check.each("endpoints", &machine.trustd.endpoints, |check, host| {
+            if !names::is_host(host) {
+                check.wrong(format!("{host:?} must be an address or a name, without a port"));
+            }
+        });
     });
 }
 
