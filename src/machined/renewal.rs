@@ -216,4 +216,94 @@ mod tests {
         assert!(tries > 500, "{tries}");
         assert!(renewal.held.is_some());
     }
+
+    /// A node with its clock and who issues its certificates, for a day of jumps.
+    struct World {
+        renewal: Renewal<&'static str>,
+        /// Set by whoever sets clocks.
+        wall: SystemTime,
+        /// By the monotonic clock.
+        now: Duration,
+        issuer: Issuer,
+    }
+
+    #[derive(Clone, Copy)]
+    enum Issuer {
+        /// The node itself, by its own clock.
+        Own,
+        /// trustd, whose clock is right, and whom the node believes as long as its own is not wrong by more
+        /// than a year: it judges trustd's certificate, too.
+        Trustd,
+    }
+
+    impl World {
+        fn new(issuer: Issuer) -> Self {
+            let Now { wall, monotonic } = start();
+            Self { renewal: Renewal::new(), wall, now: monotonic, issuer }
+        }
+
+        fn is_right(&self) -> SystemTime {
+            start().wall + (self.now - start().monotonic)
+        }
+
+        fn jump(&mut self, seconds: i64) {
+            let by = Duration::from_secs(seconds.unsigned_abs());
+            let right = self.is_right();
+            self.wall = if seconds < 0 { right - by } else { right + by };
+        }
+
+        /// Looks at the certificate every five seconds for so long; how often it asked for another.
+        fn run(&mut self, period: Duration) -> usize {
+            let (mut tries, end) = (0, self.now + period);
+            while self.now < end {
+                let (now, right) = (Now { wall: self.wall, monotonic: self.now }, self.is_right());
+                if self.renewal.due(&"a", now) {
+                    tries += 1;
+                    let off = now.wall.duration_since(right).unwrap_or_else(|e| e.duration());
+                    let validity = match self.issuer {
+                        Issuer::Own => Some(issued(now.wall)),
+                        Issuer::Trustd => (off < 365 * LIFE).then(|| issued(right)),
+                    };
+                    match validity {
+                        Some(validity) => self.renewal.succeeded("a", validity, now, 0),
+                        None => self.renewal.failed(now, 0),
+                    }
+                }
+                self.now += 5 * SECOND;
+                self.wall += 5 * SECOND;
+            }
+            tries
+        }
+
+        fn is_shown_a_valid_one(&self) -> bool {
+            let held = self.renewal.held.as_ref();
+            held.is_some_and(|Held { validity, .. }| {
+                (validity.not_before..validity.not_after).contains(&self.is_right())
+            })
+        }
+    }
+
+    #[test]
+    fn years_of_wrong_time_end_a_minute_after_the_clock_is_right() {
+        const DAY: i64 = 24 * 3600;
+        let jumps = [1, -1, DAY, -DAY, 400 * DAY, -400 * DAY, 20_000 * DAY, -20_000 * DAY];
+        for issuer in [Issuer::Own, Issuer::Trustd] {
+            let mut world = World::new(issuer);
+            world.run(HOUR);
+            // Each of them from the right time, then straight from one wrong time to the next.
+            for jump in jumps.iter().chain(&jumps) {
+                world.jump(*jump);
+                let tries = world.run(3 * HOUR);
+                assert!(tries <= 3 * 70, "{tries} tries in three hours");
+            }
+            for jump in jumps {
+                world.jump(jump);
+                world.run(3 * HOUR);
+                world.jump(0);
+                world.run(RETRY_MAX + 5 * SECOND);
+                assert!(world.is_shown_a_valid_one(), "after {jump} s");
+                assert!(world.run(HOUR) <= 1, "no more than one that was due anyway");
+            }
+        }
+    }
 }
