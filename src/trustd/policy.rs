@@ -165,6 +165,9 @@ fn is_host_name(name: &str) -> bool {
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use orlop_pki::request;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use proptest::sample::select;
 
     use super::*;
 
@@ -264,5 +267,46 @@ mod tests {
         assert!(policy.may_be_called("x", PEER.into(), &own(), future));
         let other = IpAddr::from([10, 0, 0, 9]);
         assert!(policy.may_be_called("x", other, &own(), now()));
+    }
+
+    /// Names as an attacker would write them: those of others, in all spellings, and rubbish.
+    fn any_name() -> impl Strategy<Value = String> {
+        const KNOWN: &[&str] =
+            &["kubernetes", "k8s.example.org", "control-1", "api.example.org", "node-1", "*"];
+        let part = prop_oneof![select(KNOWN).prop_map(str::to_owned), "[ -~]{0,12}"];
+        (vec(part, 1..3), select(&["", ".", "..", ".svc"][..]), any::<bool>()).prop_map(
+            |(parts, end, capitals)| {
+                let name = parts.join(".") + end;
+                if capitals { name.to_uppercase() } else { name }
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_asked_for_no_name_or_address_of_another_is_granted(
+            dns in vec(any_name(), 0..8),
+            ips in vec(any::<IpAddr>(), 0..8),
+            organizations in vec("[ -~]{0,12}", 0..3),
+        ) {
+            // As if it had been read of a request: not every name can be put into one.
+            let mut request = asking(&[], &[]);
+            (request.dns, request.ips, request.organizations) = (dns, ips, organizations);
+            let grant = policy().decide(&request, PEER.into(), &own(), now());
+            for name in &grant.leaf.dns {
+                let asked = |asked: &String| asked.to_ascii_lowercase().trim_end_matches('.') == name;
+                prop_assert!(request.dns.iter().any(asked), "{} was not asked for", name);
+                let others = ["kubernetes", "k8s.example.org", "control-1"];
+                prop_assert!(!others.contains(&name.as_str()) && !name.starts_with("kubernetes."));
+                prop_assert!(!name.contains('*') && name.parse::<IpAddr>().is_err(), "{}", name);
+            }
+            let peer = IpAddr::from(PEER);
+            let everybodys = IpAddr::from([192, 0, 2, 1]);
+            for ip in &grant.leaf.ips {
+                prop_assert!(ip.is_loopback() || [peer, everybodys].contains(ip), "{}", ip);
+            }
+            prop_assert!(grant.leaf.organizations.is_empty());
+            prop_assert_eq!(grant.leaf.usage, Usage::Server);
+        }
     }
 }

@@ -348,6 +348,9 @@ async fn files_are_placed_by_established_trustees_only() {
     let workers = Pair { crt: String::from_utf8(answer.crt).unwrap(), key };
     let expired = leaf(Usage::Client, "os:controlplane");
     let expired = server.ca.issue(&expired, now - 2 * HOUR).unwrap();
+    // Certificates are good from an hour before they were made.
+    let not_yet = leaf(Usage::Client, "os:controlplane");
+    let not_yet = server.ca.issue(&not_yet, now + 3 * HOUR).unwrap();
     let refused = [
         None,
         Some(workers),
@@ -355,6 +358,7 @@ async fn files_are_placed_by_established_trustees_only() {
         Some(issue(&server.ca, Usage::Server, "os:controlplane")),
         Some(issue(&authority(), Usage::Client, "os:controlplane")),
         Some(expired),
+        Some(not_yet),
     ];
     for (number, identity) in refused.iter().enumerate() {
         let client = server.dial(identity.as_ref());
