@@ -144,6 +144,9 @@ fn from_volume() -> Result<Vec<u8>, Error> {
         path: MOUNT_POINT.into(),
         source,
     })?;
+    // A child that was killed for being late has left its mount there, and the kernel refuses the same
+    // file system at the same place twice (EBUSY, mount(2)).
+    while umount2(MOUNT_POINT, MntFlags::MNT_DETACH).is_ok() {}
     let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some(&device), MOUNT_POINT, Some(volume.fstype), flags, None::<&str>)
         .map_err(|source| Error::Mount { fstype: volume.fstype, device: device.clone(), source })?;
