@@ -88,6 +88,18 @@ pub enum Mode {
     Metal,
 }
 
+impl Mode {
+    /// That of a platform (`talos.platform`).
+    #[must_use]
+    pub fn of_platform(name: &str) -> Self {
+        match name {
+            "container" => Self::Container,
+            "metal" => Self::Metal,
+            _ => Self::Cloud,
+        }
+    }
+}
+
 impl FromStr for Mode {
     type Err = String;
 

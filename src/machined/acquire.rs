@@ -16,6 +16,7 @@ use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper_util::rt::TokioIo;
 use nix::fcntl::OFlag;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use orlop_config::machine::Mode;
 use orlop_rt::{Chain, Exit};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -37,6 +38,9 @@ pub(crate) struct Options {
     /// Where the checked document goes; its mode is 0600.
     #[arg(long)]
     to: PathBuf,
+    /// Where the node runs: cloud, container or metal.
+    #[arg(long)]
+    mode: Mode,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -85,7 +89,8 @@ pub(crate) fn main(options: &Options) -> ExitCode {
         eprintln!("{}: not UTF-8 text", source.file_name());
         return Exit::Config.into();
     };
-    if let Err(problems) = orlop_config::machine::parse(source.file_name(), &text) {
+    if let Err(problems) = orlop_config::machine::parse_for(options.mode, source.file_name(), &text)
+    {
         eprintln!("{problems}");
         return Exit::Config.into();
     }

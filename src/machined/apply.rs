@@ -1,7 +1,7 @@
 //! Applying a configuration to a node: what each mode asks for, what can be had at once, and what waits
 //! for the next boot (spec §5.5, ApplyConfiguration).
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use orlop_config::machine::{Machine, MachineConfig};
 use tokio::time::sleep;
@@ -80,6 +80,7 @@ pub(crate) async fn apply(
         };
         return Ok(Outcome { details: details.to_owned(), ..Outcome::default() });
     }
+    let doubts = new.config().warnings(SystemTime::now());
     let old = node.document()?;
     let changes = Changes::between(&old.config(), &new.config());
     let keeps = volumes::keep_state()?;
@@ -87,6 +88,7 @@ pub(crate) async fn apply(
         return Err(Problem::Forgetful);
     }
     let mut outcome = changes.told(mode, keeps, dry_run);
+    outcome.warnings.extend(doubts);
     if dry_run {
         outcome.details = format!("{}\n{}", outcome.details, old.config().diff(&new.config()));
         return Ok(outcome);
@@ -117,6 +119,9 @@ async fn go_by(node: &Node, new: Document, changes: &Changes) -> Result<(), Erro
     node.set_document(new);
     if changes.sysctls {
         user::write_sysctls(&config.machine.sysctls);
+    }
+    if changes.sysfs {
+        user::write_sysfs(&config.machine.sysfs);
     }
     if changes.network {
         services::apply_network(node, &config.machine.network).await?;
@@ -151,7 +156,8 @@ fn revert_later(node: &Node, old: Document, limit: Duration) -> Result<(), Error
 struct Changes {
     network: bool,
     sysctls: bool,
-    /// Keys whose new values hold at once: these two, what the keeper of certificates follows, and what
+    sysfs: bool,
+    /// Keys whose new values hold at once: these, what the keeper of certificates follows, and what
     /// the keeping of logs goes by.
     live: Vec<&'static str>,
     /// Keys whose new values need a boot.
@@ -187,9 +193,12 @@ impl Changes {
             trustd,
         } = &old.machine;
         let (network, sysctls) = (*network != b.network, *sysctls != b.sysctls);
+        let sysfs = *sysfs != b.sysfs;
         let live = [
             ("machine.network", network),
             ("machine.sysctls", sysctls),
+            ("machine.sysfs", sysfs),
+            ("debug", old.debug != new.debug),
             ("machine.token", *token != b.token),
             ("machine.ca", *ca != b.ca),
             ("machine.acceptedCAs", *accepted_cas != b.accepted_cas),
@@ -198,7 +207,6 @@ impl Changes {
             ("machine.logs", *logs != b.logs),
         ];
         let later = [
-            ("debug", old.debug != new.debug),
             ("persist", old.persist != new.persist),
             ("machine.type", *kind != b.kind),
             ("machine.kubelet", *kubelet != b.kubelet),
@@ -207,7 +215,6 @@ impl Changes {
             ("machine.files", *files != b.files),
             ("machine.env", *env != b.env),
             ("machine.time", *time != b.time),
-            ("machine.sysfs", *sysfs != b.sysfs),
             ("machine.registries", *registries != b.registries),
             ("machine.kernel", *kernel != b.kernel),
             ("machine.udev", *udev != b.udev),
@@ -219,7 +226,7 @@ impl Changes {
         let keys = |all: &[(&'static str, bool)]| {
             all.iter().filter(|(_, differs)| *differs).map(|(key, _)| *key).collect()
         };
-        Self { network, sysctls, live: keys(&live), later: keys(&later) }
+        Self { network, sysctls, sysfs, live: keys(&live), later: keys(&later) }
     }
 
     /// In words.

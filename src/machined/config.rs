@@ -79,7 +79,7 @@ pub(crate) async fn load(node: &Node) -> Result<(), Error> {
         services::start_early_network(node).await?;
     }
     fetch(node, word).await?;
-    node.set_document(read_accepted(source.file_name())?);
+    node.set_document(read_accepted(node, source.file_name())?);
     info!(from = word, "machine configuration accepted");
     Ok(())
 }
@@ -97,7 +97,7 @@ pub(crate) async fn check(node: &Node, bytes: &[u8]) -> Result<Document, Refusal
     // It may hold secrets, and is not looked at again.
     fs::remove_file(CANDIDATE).map_err(|source| Error::file("remove", CANDIDATE, source))?;
     match outcome {
-        Try::Accepted => Ok(read_accepted(NAME)?),
+        Try::Accepted => Ok(read_accepted(node, NAME)?),
         Try::Refused(problems) => Err(Refusal::Wrong(problems.replace("candidate.yaml", NAME))),
         Try::Failed(why) => Err(Refusal::Wrong(why)),
     }
@@ -131,7 +131,7 @@ async fn load_kept(node: &Node) -> Result<Option<Document>, Error> {
     }
     match try_once(node, &format!("file://{KEPT}")).await? {
         Try::Accepted => {
-            let document = read_accepted("config.yaml")?;
+            let document = read_accepted(node, "config.yaml")?;
             info!(from = KEPT, "machine configuration accepted");
             Ok(Some(document))
         }
@@ -179,6 +179,7 @@ async fn try_once(node: &Node, word: &str) -> Result<Try, Error> {
         let mut command = Command::new(services::BINARY);
         command
             .args(["machined", "acquire", word, "--to", ACCEPTED])
+            .args(["--mode", &node.mode().to_string()])
             .env_clear()
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -201,10 +202,10 @@ async fn try_once(node: &Node, word: &str) -> Result<Try, Error> {
 }
 
 /// Reads what the child has accepted; the same bytes cannot be wrong now.
-fn read_accepted(name: &str) -> Result<Document, Error> {
+fn read_accepted(node: &Node, name: &str) -> Result<Document, Error> {
     let text =
         fs::read_to_string(ACCEPTED).map_err(|source| Error::file("read", ACCEPTED, source))?;
-    Document::parse(name, text).map_err(|problems| {
+    Document::parse(node.mode(), name, text).map_err(|problems| {
         error!("{problems}");
         Error::BadConfiguration
     })

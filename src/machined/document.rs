@@ -4,10 +4,10 @@
 use std::sync::Arc;
 
 use orlop_config::Problems;
-use orlop_config::machine::{self, MachineConfig};
+use orlop_config::machine::{self, MachineConfig, Mode};
 use orlop_pki::Secret;
 
-/// One that is sound.
+/// One that is sound, and has what a node of its type needs where it runs.
 #[derive(Clone, Debug)]
 pub(crate) struct Document {
     text: Secret,
@@ -15,9 +15,9 @@ pub(crate) struct Document {
 }
 
 impl Document {
-    /// Reads it; `file` is what its author calls it.
-    pub(crate) fn parse(file: &str, text: String) -> Result<Self, Problems> {
-        let config = Arc::new(machine::parse(file, &text)?);
+    /// Reads it; `file` is what its author calls it, `mode` where the node runs.
+    pub(crate) fn parse(mode: Mode, file: &str, text: String) -> Result<Self, Problems> {
+        let config = Arc::new(machine::parse_for(mode, file, &text)?);
         Ok(Self { text: text.into(), config })
     }
 

@@ -34,6 +34,7 @@ mod logs;
 mod maintenance;
 pub mod meta;
 mod metrics;
+mod modules;
 mod mounts;
 mod node;
 mod plan;

@@ -1,15 +1,18 @@
 //! The node's logs as the configuration has them: how much is kept in memory and on disk
-//! (`machine.logs`), and where each line is sent (`machine.logging`).
+//! (`machine.logs`), where each line is sent (`machine.logging`), and whether the console has it (`debug`).
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError, mpsc};
+use std::thread;
 use std::time::Duration;
 
 use orlop_config::machine::{LogDestination, MachineConfig, Network};
 use orlop_rt::CancellationToken;
 use orlop_supervise::forward::{Endpoint, Transport};
 use orlop_supervise::{DiskLimit, Logs};
+use orlop_sys::Console;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -17,6 +20,8 @@ use tracing::warn;
 
 /// For the last lines to reach those they are sent to, when the node goes down.
 const GRACE: Duration = Duration::from_secs(2);
+/// Lines that wait for a slow console: a few screens.
+const LINES_AHEAD: usize = 256;
 
 /// Who keeps the logs and sends them on.
 #[derive(Debug)]
@@ -24,6 +29,8 @@ pub(crate) struct Keeping {
     logs: Logs,
     disk: watch::Sender<DiskLimit>,
     end: CancellationToken,
+    /// Ends showing all of them (`debug`). Held for a look.
+    shown: Mutex<Option<CancellationToken>>,
     /// Held for a spawn, and to take them.
     tasks: Mutex<JoinSet<()>>,
 }
@@ -32,7 +39,7 @@ impl Keeping {
     /// Nothing is kept anywhere yet, but in memory.
     pub(crate) fn new(logs: Logs) -> Self {
         let (disk, end) = (watch::Sender::default(), CancellationToken::new());
-        Self { logs, disk, end, tasks: Mutex::default() }
+        Self { logs, disk, end, shown: Mutex::default(), tasks: Mutex::default() }
     }
 
     /// From now on they are kept in `folder`, and sent.
@@ -56,6 +63,28 @@ impl Keeping {
             }
         }
         self.logs.send_to(endpoints);
+        self.show(config.debug);
+    }
+
+    /// Whether what services say is on the console as well.
+    fn show(&self, wanted: bool) {
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        match (wanted, shown.as_ref()) {
+            (true, None) => match console_lines() {
+                Ok(each) => {
+                    let end = self.end.child_token();
+                    let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+                    tasks.spawn(self.logs.clone().show(each, end.clone()));
+                    *shown = Some(end);
+                }
+                Err(error) => warn!(%error, "debug: services' logs are not on the console"),
+            },
+            (false, Some(end)) => {
+                end.cancel();
+                *shown = None;
+            }
+            (true, Some(_)) | (false, None) => {}
+        }
     }
 
     /// Keeps and sends what was written so far, and no more. To be called when the services have
@@ -69,6 +98,36 @@ impl Keeping {
             warn!(seconds = limit.as_secs(), "the last lines of the logs are not kept in time");
         }
     }
+}
+
+/// What takes lines for the console, which can be slow: a serial line carries a few thousand bytes in
+/// a second. What it does not take is dropped, and counted.
+fn console_lines() -> io::Result<impl FnMut(&str, &[u8]) + Send> {
+    let console = Console::open()?;
+    let (lines, waiting) = mpsc::sync_channel::<String>(LINES_AHEAD);
+    // Ends with the sender.
+    thread::Builder::new().name("console".to_owned()).spawn(move || {
+        waiting.iter().for_each(|line| console.write_or_drop(line.as_bytes()));
+    })?;
+    let mut dropped = 0_u64;
+    Ok(move |id: &str, line: &[u8]| {
+        let Some(mut text) = shown(id, line) else { return };
+        if dropped > 0 {
+            text = format!("({dropped} lines more were too many for the console)\n{text}");
+        }
+        match lines.try_send(text) {
+            Ok(()) => dropped = 0,
+            Err(_) => dropped += 1,
+        }
+    })
+}
+
+/// A line of a service as the console shows it; none of machined's, whose are there already.
+fn shown(id: &str, line: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(line);
+    // Not the console's own words: a service must not steer a terminal.
+    let text = text.trim_end().replace(|c: char| c.is_control() && c != '\t', "?");
+    (id != "machined").then(|| format!("{id}: {text}\n"))
 }
 
 /// PID 1 asks no name server: what one answers would be bytes of a stranger.
@@ -138,6 +197,12 @@ mod tests {
         }
         let problem = of("tcp://elsewhere:99").unwrap_err();
         assert!(problem.contains("add it to machine.network.extraHostEntries"), "{problem}");
+    }
+
+    #[test]
+    fn the_console_shows_services_but_not_itself() {
+        assert_eq!(shown("apid", b"up \x1b[2J\r").as_deref(), Some("apid: up ?[2J\n"));
+        assert_eq!(shown("machined", b"up"), None);
     }
 
     /// Issue 3: the node's end was told to those who keep logs first, so that a service's last words

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use orlop_config::cmdline::Cmdline;
-use orlop_config::machine::MachineConfig;
+use orlop_config::machine::{MachineConfig, Mode};
 use orlop_proto::machine::ServiceStateEvent;
 use orlop_rt::{CancellationToken, Chain};
 use orlop_supervise::{Cause, Change, Handle, Reaper, Supervisor};
@@ -153,6 +153,11 @@ impl Node {
     /// Where the node runs (`talos.platform`), `metal` when nothing says so.
     pub(crate) fn platform(&self) -> &str {
         self.0.cmdline.platform().unwrap_or("metal")
+    }
+
+    /// What that asks of a configuration.
+    pub(crate) fn mode(&self) -> Mode {
+        Mode::of_platform(self.platform())
     }
 
     /// What the node goes by.

@@ -20,6 +20,8 @@ pub(crate) enum Task {
     SaveConfig,
     WriteUserFiles,
     WriteUserSysctls,
+    WriteUserSysfs,
+    LoadUserModules,
     PrepareServices,
     StartServices,
     ReleaseLeases,
@@ -50,6 +52,8 @@ impl Task {
             Self::SaveConfig => "saveConfig",
             Self::WriteUserFiles => "writeUserFiles",
             Self::WriteUserSysctls => "writeUserSysctls",
+            Self::WriteUserSysfs => "writeUserSysfs",
+            Self::LoadUserModules => "loadUserModules",
             Self::PrepareServices => "setupServices",
             Self::StartServices => "startEverything",
             Self::ReleaseLeases => "releaseLeases",
@@ -107,9 +111,16 @@ pub(crate) const INITIALIZE: Sequence = Sequence {
 pub(crate) const BOOT: Sequence = Sequence {
     name: "boot",
     phases: &[
+        // What can be set depends on the modules.
+        Phase { name: "modules", tasks: &[Task::LoadUserModules] },
         Phase {
             name: "userSetup",
-            tasks: &[Task::SaveConfig, Task::WriteUserFiles, Task::WriteUserSysctls],
+            tasks: &[
+                Task::SaveConfig,
+                Task::WriteUserFiles,
+                Task::WriteUserSysctls,
+                Task::WriteUserSysfs,
+            ],
         },
         Phase { name: "services", tasks: &[Task::PrepareServices] },
         Phase { name: "startEverything", tasks: &[Task::StartServices] },

@@ -11,13 +11,15 @@ use crate::etcd::host as etcd;
 use crate::node::{BOOT_LIMIT, Node};
 use crate::plan::Task;
 use crate::{
-    Error, cgroups, clock, config, etc, hardening, mounts, power, services, user, volumes,
+    Error, cgroups, clock, config, etc, hardening, modules, mounts, power, services, user, volumes,
 };
 
 /// Open files each process may have (spec §7.3).
 const OPEN_FILES: u64 = 1_048_576;
 /// A hardware generator that takes longer is left alone.
 const ENTROPY_LIMIT: Duration = Duration::from_secs(2);
+/// For all modules of the configuration together; the boot goes on without one whose device hangs.
+const MODULES_LIMIT: Duration = Duration::from_secs(30);
 /// More than killing takes: it ends by itself.
 const KILL_LIMIT: Duration = Duration::from_secs(20);
 /// More than writing and sending the last lines takes: it ends by itself.
@@ -59,6 +61,18 @@ pub(crate) async fn perform(node: &Node, task: Task) -> Result<(), Error> {
         }
         Task::WriteUserSysctls => {
             user::write_sysctls(&node.config()?.machine.sysctls);
+            Ok(())
+        }
+        Task::WriteUserSysfs => {
+            user::write_sysfs(&node.config()?.machine.sysfs);
+            Ok(())
+        }
+        Task::LoadUserModules => {
+            let wanted = node.config()?.machine.kernel.modules.clone();
+            if !wanted.is_empty() {
+                power::within(MODULES_LIMIT, "loading modules", move || modules::load(&wanted))
+                    .await;
+            }
             Ok(())
         }
         Task::PrepareServices => services::prepare(node).await,

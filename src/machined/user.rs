@@ -1,4 +1,4 @@
-//! What the configuration sets up for its user before services start: sysctls and files.
+//! What the configuration sets up for its user before services start: sysctls, sysfs and files.
 //!
 //! A line that cannot be carried out is told and left out: a node that boots can be corrected.
 
@@ -21,6 +21,13 @@ const WRITABLE: &str = "/var";
 pub(crate) fn write_sysctls(sysctls: &BTreeMap<String, String>) {
     if !sysctls.is_empty() {
         hardening::apply_user_sysctls(sysctls);
+    }
+}
+
+/// `machine.sysfs`.
+pub(crate) fn write_sysfs(settings: &BTreeMap<String, String>) {
+    if !settings.is_empty() {
+        hardening::apply_user_sysfs(settings);
     }
 }
 

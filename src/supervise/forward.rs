@@ -27,7 +27,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::log::{Logs, Reader, lock};
-use line::Lines;
+pub(crate) use line::Lines;
 use link::{Link, Message, Step};
 
 /// Read of one ring before the next has its turn.

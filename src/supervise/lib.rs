@@ -22,6 +22,7 @@ mod oci;
 pub mod process;
 pub mod reaper;
 pub mod seccomp;
+mod show;
 pub mod supervisor;
 
 pub use archive::DiskLimit;

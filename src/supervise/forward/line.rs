@@ -33,13 +33,13 @@ const LEVEL_WITHIN: usize = 80;
 
 /// What is left of a line until the rest of it comes.
 #[derive(Debug, Default)]
-pub(super) struct Lines {
+pub(crate) struct Lines {
     partial: Vec<u8>,
 }
 
 impl Lines {
     /// Calls `each` with every line that `bytes` complete, without its end. Empty ones do not count.
-    pub(super) fn feed(&mut self, mut bytes: &[u8], mut each: impl FnMut(&[u8])) {
+    pub(crate) fn feed(&mut self, mut bytes: &[u8], mut each: impl FnMut(&[u8])) {
         while !bytes.is_empty() {
             let room = LINE_LIMIT - self.partial.len();
             let reach = &bytes[..bytes.len().min(room)];
@@ -53,7 +53,7 @@ impl Lines {
     }
 
     /// Takes what is there for a line.
-    pub(super) fn finish(&mut self, mut each: impl FnMut(&[u8])) {
+    pub(crate) fn finish(&mut self, mut each: impl FnMut(&[u8])) {
         if !self.partial.is_empty() {
             each(&self.partial);
         }
