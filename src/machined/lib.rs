@@ -15,6 +15,7 @@ mod acquire;
 mod api;
 mod apply;
 mod believed;
+mod button;
 mod cgroups;
 mod child;
 mod clock;
@@ -162,6 +163,10 @@ async fn live(cmdline: Cmdline) {
         ending = ends.recv() => ending.unwrap_or(End::Reboot.into()),
         end = signalled(&node) => end.into(),
         never = etcd::host::bootstraps(&node) => match never {},
+        () = button::pressed() => {
+            info!("the power button was pressed");
+            node.shutdown_end().into()
+        }
     };
     down(&node, ending).await;
 }

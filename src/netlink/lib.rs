@@ -3,12 +3,13 @@
 //! [`Netlink`] lists and changes links, addresses and routes over rtnetlink; [`Changes`] says when
 //! one of them changed, whoever did it. [`PacketSocket`] exchanges UDP datagrams on a link that has
 //! no address yet, and [`RawSocket`] sends one through the kernel's routes once it has; both carry
-//! the bytes that [`datagram`] builds and takes apart. [`ArpSocket`] asks who has an address. [`RouterSocket`] hears routers. [`Capture`] copies what passes a link. [`host`] sets the names of the node.
+//! the bytes that [`datagram`] builds and takes apart. [`ArpSocket`] asks who has an address. [`RouterSocket`] hears routers. [`Capture`] copies what passes a link; [`AcpiEvents`] tells of buttons. [`host`] sets the names of the node.
 //!
 //! Nothing here decides anything: what should be is `networkd`'s business.
 
 #![allow(unsafe_code, reason = "packet sockets need sockaddr_ll, auxiliary data and a filter")]
 
+pub mod acpi;
 pub mod datagram;
 pub mod host;
 
@@ -31,6 +32,7 @@ use std::os::fd::OwnedFd;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+pub use acpi::{AcpiEvent, AcpiEvents};
 pub use address::Address;
 pub use arp::{Arp, ArpSocket, Operation as ArpOperation};
 pub use capture::{Capture, Frame, Instruction, Promiscuous};

@@ -41,6 +41,7 @@ pub static TARGETS: &[Target] = &[
     ("socket_table", socket_table, &[SOCKET]),
     ("pod_log", pod_log, &[POD_LOG]),
     ("uevent", uevent, &[UEVENT]),
+    ("acpi_event", acpi_event, &[&POWER_BUTTON]),
     ("superblock", superblock, &[&ISO, &DISK]),
     ("udev_rules", udev_rules, &[RULES]),
     ("module_alias", module_alias, &[b"pci:v*d[0-9a-f]*sv?\npci:v00001AF4d1sv0"]),
@@ -189,6 +190,15 @@ pub fn uevent(bytes: &[u8]) {
     }
 }
 
+pub fn acpi_event(bytes: &[u8]) {
+    if let Some(event) = orlop_netlink::acpi::event(bytes, 27) {
+        assert!(
+            event.class.len() + event.bus.len() <= 3 * 35,
+            "longer than the fields they are in"
+        );
+    }
+}
+
 /// A device that holds something, and is divided.
 pub fn superblock(bytes: &[u8]) {
     let _ = probe::probe(&mut probe::slice(bytes));
@@ -244,6 +254,25 @@ const SNAPSHOT: &[u8] = &{
     bytes
 };
 
+/// Family 27, a command with one attribute: class, bus, type 0x80, count 1.
+const POWER_BUTTON: [u8; 68] = {
+    const CLASS: &[u8] = b"button/power";
+    const BUS: &[u8] = b"LNXPWRBN:00";
+    let mut bytes = [0; 68];
+    (bytes[0], bytes[4], bytes[16], bytes[17]) = (68, 27, 1, 1);
+    (bytes[20], bytes[22], bytes[60], bytes[64]) = (48, 1, 0x80, 1);
+    let mut i = 0;
+    while i < CLASS.len() {
+        bytes[24 + i] = CLASS[i];
+        i += 1;
+    }
+    i = 0;
+    while i < BUS.len() {
+        bytes[44 + i] = BUS[i];
+        i += 1;
+    }
+    bytes
+};
 const ARGUMENTS: &[u8] =
     b"console=ttyS0 talos.platform=metal talos.config=http://10.0.2.2/c talos.hostname=n panic=10";
 const STATIC_ADDRESS: &[u8] = b"ip=10.0.0.2::10.0.0.1:255.255.255.0:node:eth0:off:1.1.1.1";
