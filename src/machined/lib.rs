@@ -119,7 +119,7 @@ fn pid1() -> ExitCode {
         eprintln!("machined: no log: {error}");
     }
     let cmdline = Cmdline::parse(&fs::read_to_string("/proc/cmdline").unwrap_or_default());
-    survive_panics(cmdline.panic_seconds() == Some(0));
+    survive_panics(Aftermath::of_defect(&cmdline));
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS)
@@ -134,19 +134,58 @@ fn pid1() -> ExitCode {
     Exit::Software.into()
 }
 
+/// What follows what the node cannot go on from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Aftermath {
+    /// Somebody reads the console, and does what it says.
+    Wait(&'static str),
+    Reboot,
+}
+
+impl Aftermath {
+    /// Another boot may do without what a defect came from.
+    fn of_defect(cmdline: &Cmdline) -> Self {
+        Self::of(true, cmdline)
+    }
+
+    fn of_boot(error: &Error, cmdline: &Cmdline) -> Self {
+        Self::of(error.reboot_may_help(), cmdline)
+    }
+
+    /// `panic=0` says that somebody wants to look (spec §7.1).
+    fn of(reboot_may_help: bool, cmdline: &Cmdline) -> Self {
+        if !reboot_may_help {
+            Self::Wait("correct the cause, then reboot (Ctrl-Alt-Del)")
+        } else if cmdline.panic_seconds() == Some(0) {
+            Self::Wait("it has panic=0 on its kernel command line: reboot it (Ctrl-Alt-Del)")
+        } else {
+            Self::Reboot
+        }
+    }
+}
+
 /// PID 1 must not die: the kernel would stop with it. A defect is said, and ends in a reboot in order,
 /// or with `panic=0` in a stop. (The binary aborts on a panic; this hook is all that follows one.)
-fn survive_panics(stop: bool) {
+fn survive_panics(aftermath: Aftermath) {
     std::panic::set_hook(Box::new(move |panic| {
-        if stop {
-            error!(%panic, "a defect in machined; stopped, because of panic=0");
-            loop {
-                thread::park();
+        error!(%panic, "a defect in machined; please report it with the lines above");
+        match aftermath {
+            Aftermath::Wait(what) => {
+                error!("the node is stopped; {what}");
+                // Nobody here hears it any more.
+                if let Err(error) = set_cad_enabled(true) {
+                    error!(%error, "Ctrl-Alt-Del goes unheard; switch the machine off");
+                }
+                loop {
+                    thread::park();
+                }
+            }
+            Aftermath::Reboot => {
+                error!(seconds = REBOOT_DELAY.as_secs(), "rebooting after a delay");
+                thread::sleep(REBOOT_DELAY);
+                power::emergency(End::Reboot);
             }
         }
-        error!(%panic, seconds = REBOOT_DELAY.as_secs(), "a defect in machined; rebooting after a delay");
-        thread::sleep(REBOOT_DELAY);
-        power::emergency(End::Reboot);
     }));
 }
 
@@ -175,14 +214,13 @@ async fn live(cmdline: Cmdline) {
 async fn up(node: &Node) -> End {
     if let Err(error) = node.boot().await {
         error!(error = %Chain(&error), "the node does not boot");
-        if !error.reboot_may_help() {
-            warn!("waiting for a person: correct the cause, then reboot (Ctrl-Alt-Del)");
-        } else if node.cmdline().panic_seconds() == Some(0) {
-            warn!("waiting for a person, because the kernel command line has panic=0");
-        } else {
-            warn!(seconds = REBOOT_DELAY.as_secs(), "rebooting after a delay");
-            sleep(REBOOT_DELAY).await;
-            return End::Reboot;
+        match Aftermath::of_boot(&error, node.cmdline()) {
+            Aftermath::Wait(what) => warn!("waiting for a person: {what}"),
+            Aftermath::Reboot => {
+                warn!(seconds = REBOOT_DELAY.as_secs(), "rebooting after a delay");
+                sleep(REBOOT_DELAY).await;
+                return End::Reboot;
+            }
         }
         node.unlock();
     }
@@ -223,4 +261,33 @@ async fn down(node: &Node, Ending { sequence, end }: Ending) {
         error!(error = %Chain(&error), "going down all the same");
     }
     power::end(end);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_defect_reboots_unless_somebody_wants_to_look() {
+        for (line, reboots) in
+            [("", true), ("panic=10", true), ("panic=-1", true), ("panic=0", false)]
+        {
+            let aftermath = Aftermath::of_defect(&Cmdline::parse(line));
+            assert_eq!(aftermath == Aftermath::Reboot, reboots, "{line}");
+            if let Aftermath::Wait(what) = aftermath {
+                assert!(what.contains("panic=0") && what.contains("Ctrl-Alt-Del"), "{what}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_boot_that_only_a_person_can_mend_is_not_tried_again() {
+        let cmdline = Cmdline::parse("panic=10");
+        let aftermath = Aftermath::of_boot(&Error::BadConfiguration, &cmdline);
+        assert_eq!(aftermath, Aftermath::Wait("correct the cause, then reboot (Ctrl-Alt-Del)"));
+        let error = Error::Acquire { source: io::Error::other("x") };
+        assert_eq!(Aftermath::of_boot(&error, &cmdline), Aftermath::Reboot);
+        let waits = Aftermath::of_boot(&error, &Cmdline::parse("panic=0"));
+        assert!(matches!(waits, Aftermath::Wait(_)));
+    }
 }

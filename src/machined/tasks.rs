@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, setrlimit};
+use orlop_config::cmdline::Cmdline;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tracing::{info, warn};
@@ -32,7 +33,7 @@ pub(crate) async fn perform(node: &Node, task: Task) -> Result<(), Error> {
     match task {
         Task::MountFilesystems => mounts::mount_all(),
         Task::MountVolumes => volumes::mount_all(),
-        Task::CheckKernelArguments => check_kernel_arguments(node),
+        Task::CheckKernelArguments => check_kernel_arguments(node.cmdline()),
         Task::SetUpCgroups => cgroups::set_up(),
         Task::SetRLimit => {
             setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES).map_err(|errno| {
@@ -114,15 +115,37 @@ pub(crate) async fn perform(node: &Node, task: Task) -> Result<(), Error> {
     }
 }
 
-fn check_kernel_arguments(node: &Node) -> Result<(), Error> {
-    for problem in node.cmdline().problems() {
+fn check_kernel_arguments(cmdline: &Cmdline) -> Result<(), Error> {
+    for problem in cmdline.problems() {
         warn!("{problem}");
     }
-    let missing = node.cmdline().missing_hardening();
+    let missing = cmdline.missing_hardening();
     if missing.is_empty() {
         info!("hardening kernel arguments hold");
         Ok(())
     } else {
         Err(Error::KernelArguments { missing })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hardening_arguments_that_are_missing_end_the_boot_and_are_named() {
+        let check = |line: &str| check_kernel_arguments(&Cmdline::parse(line));
+        assert!(check("slab_nomerge pti=on").is_ok());
+        for (line, missing) in [
+            ("quiet", "slab_nomerge pti=on"),
+            ("slab_nomerge pti=off", "pti=on"),
+            ("pti=on", "slab_nomerge"),
+        ] {
+            let error = check(line).expect_err(line);
+            let expected =
+                format!("the kernel command line lacks {missing}; add it in the boot loader");
+            assert_eq!(error.to_string(), expected);
+            assert!(!error.reboot_may_help(), "the same boot loader has the same line");
+        }
     }
 }

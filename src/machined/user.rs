@@ -5,10 +5,12 @@
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+};
 use std::path::{Path, PathBuf};
 
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use orlop_config::machine::{File as UserFile, FileOperation};
 use tracing::{error, info};
 
@@ -56,12 +58,22 @@ fn write_file(file: &UserFile, root: &Path) -> io::Result<()> {
     let written = if covers { below(&below(root, WRITABLE), &file.path) } else { target.clone() };
     let folder = written.parent().unwrap_or(&written);
     DirBuilder::new().recursive(true).mode(0o755).create(folder)?;
+    let covered = covers && is_same(&written, &target);
     put(&written, &content, file.permissions.0)?;
+    if covered {
+        // By what has just been replaced; nothing can be mounted over that.
+        umount2(&target, MntFlags::MNT_DETACH)?;
+    }
     if covers { cover(&written, &target) } else { Ok(()) }
 }
 
 fn below(root: &Path, path: &str) -> PathBuf {
     root.join(path.trim_start_matches('/'))
+}
+
+fn is_same(a: &Path, b: &Path) -> bool {
+    let identity = |path| fs::metadata(path).map(|file| (file.dev(), file.ino()));
+    matches!((identity(a), identity(b)), (Ok(a), Ok(b)) if a == b)
 }
 
 /// The content of a file that must be there.
@@ -93,6 +105,8 @@ fn cover(source: &Path, target: &Path) -> io::Result<()> {
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
+    use nix::sched::{CloneFlags, unshare};
+
     use super::*;
 
     fn file(path: &str, op: FileOperation) -> UserFile {
@@ -102,6 +116,54 @@ mod tests {
             op,
             ..UserFile::default()
         }
+    }
+
+    /// As a node has it: nothing below the root can be written but `/var`.
+    #[test]
+    fn files_of_a_read_only_root_are_covered() {
+        // A mount namespace is a thread's own, and ends with it.
+        let covered = || {
+            if let Err(errno) = unshare(CloneFlags::CLONE_NEWNS) {
+                println!("skipped: a mount namespace of our own: {errno}");
+                return;
+            }
+            let place = |target: &Path, flags| {
+                mount(Some(target), target, None::<&str>, flags, None::<&str>).unwrap();
+            };
+            place(Path::new("/"), MsFlags::MS_REC | MsFlags::MS_PRIVATE);
+            let home = tempfile::tempdir().unwrap();
+            let root = home.path();
+            let motd = root.join("etc/motd");
+            fs::create_dir_all(root.join("etc")).unwrap();
+            fs::create_dir(root.join("var")).unwrap();
+            fs::write(&motd, "old").unwrap();
+            place(root, MsFlags::MS_BIND);
+            place(root, MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY);
+            let var = root.join("var");
+            mount(Some("tmpfs"), &var, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+            let read_only = |path: &Path| {
+                let error = fs::write(path, "x").unwrap_err();
+                assert_eq!(error.kind(), io::ErrorKind::ReadOnlyFilesystem, "{}", path.display());
+            };
+            read_only(&motd);
+
+            write_file(&file("/etc/motd", FileOperation::Overwrite), root).unwrap();
+            assert_eq!(fs::read_to_string(&motd).unwrap(), "new");
+            write_file(&file("/etc/motd", FileOperation::Append), root).unwrap();
+            assert_eq!(fs::read_to_string(&motd).unwrap(), "new\nnew");
+            assert_eq!(fs::metadata(&motd).unwrap().permissions().mode() & 0o777, 0o644);
+            read_only(&motd);
+            // There is nothing to cover, and nothing can be made there.
+            write_file(&file("/etc/made", FileOperation::Create), root).unwrap_err();
+            assert!(!root.join("etc/made").exists());
+            write_file(&file("/var/made", FileOperation::Create), root).unwrap();
+            assert_eq!(fs::read_to_string(root.join("var/made")).unwrap(), "new");
+            // What is mounted there would keep the folder from being removed.
+            for target in [&motd, &var, &root.to_owned()] {
+                umount2(target, MntFlags::MNT_DETACH).unwrap();
+            }
+        };
+        std::thread::spawn(covered).join().unwrap();
     }
 
     #[test]
