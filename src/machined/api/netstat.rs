@@ -186,6 +186,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = u32::from(listener.local_addr().unwrap().port());
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let other = u32::from(client.local_addr().unwrap().port());
         let ours = |filter: Filter, l4proto| {
             let request = NetstatRequest {
                 filter: filter.into(),
@@ -195,8 +196,13 @@ mod tests {
             };
             let found = sockets(&request).unwrap().into_iter();
             let mine = |pid| pid == std::process::id();
+            // Not those of an earlier connection at this port that still linger.
+            let own = |one: &ConnectRecord| match (one.localport, one.remoteport) {
+                (local, 0) => local == port,
+                ends => ends == (port, other) || ends == (other, port),
+            };
             found
-                .filter(|one| one.localport == port || one.remoteport == port)
+                .filter(own)
                 .filter(|one| one.process.as_ref().is_none_or(|process| mine(process.pid)))
                 .map(|one| (one.l4proto.clone(), is_connected(&one), one.process.is_some()))
                 .collect::<Vec<_>>()
