@@ -328,6 +328,26 @@ fn keys_and_certificates_are_made_one_by_one() {
     assert_eq!(ran.code, Some(1), "a node's certificate is no authority: {ran:?}");
 }
 
+#[test]
+fn a_machine_configuration_is_patched_into_one_that_a_node_takes() {
+    let home = generated();
+    let patch = "machine:\n  network:\n    hostname: node-1\n";
+    fs::write(home.path("patch.yaml"), patch).unwrap();
+    let arguments = ["machineconfig", "patch", "made/worker.yaml", "-p"];
+    let operation = r#"[{"op": "replace", "path": "/machine/install/disk", "value": "/dev/vda"}]"#;
+    let ran =
+        home.run(&[&arguments[..], &["@patch.yaml", "-p", operation, "-o", "n.yaml"]].concat());
+    assert_eq!((ran.code, ran.stdout.as_str()), (Some(0), ""), "{ran:?}");
+    assert_eq!(mode(&home.path("n.yaml")), 0o600);
+    let text = fs::read_to_string(home.path("n.yaml")).unwrap();
+    assert!(text.contains("hostname: node-1") && text.contains("disk: /dev/vda"), "{text}");
+    let ran = home.run(&["validate", "-c", "n.yaml", "-m", "metal"]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let ran = home.run(&[&arguments[..], &["machine: {colour: blue}"]].concat());
+    assert_eq!((ran.code, ran.stdout.as_str()), (Some(64), ""), "{ran:?}");
+    assert!(ran.stderr.contains("machine.colour: unknown field"), "{ran:?}");
+}
+
 /// Runs a shell; `None` where it is not installed.
 fn shell(name: &str, script: &str) -> Option<Ran> {
     let mut command = std::process::Command::new(name);

@@ -1,6 +1,7 @@
 //! `apply-config` and `reset`: what makes a machine a node, and a node a machine again.
 
 use std::fs;
+use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use orlop_proto::machine::{ApplyConfigurationRequest, ResetPartitionSpec, ResetR
 
 use crate::client::{Answer, Client, machine};
 use crate::error::Error;
+use crate::patch;
 use crate::power::{Goal, Wait};
 use crate::stranger::Stranger;
 
@@ -33,6 +35,9 @@ pub(crate) struct ApplyOptions {
     /// The machine configuration
     #[arg(short, long, value_name = "FILE")]
     file: PathBuf,
+    /// A part to lay over it or a JSON patch, as text or @FILE; may be repeated
+    #[arg(short = 'p', long = "config-patch", value_name = "PATCH")]
+    patches: Vec<String>,
     #[command(flatten)]
     pub(crate) stranger: Stranger,
     /// When it becomes the node's
@@ -62,7 +67,12 @@ pub(crate) async fn apply(client: &Client, options: &ApplyOptions) -> Result<(),
 
 fn request(options: &ApplyOptions) -> Result<ApplyConfigurationRequest, Error> {
     let path = &options.file;
-    let data = fs::read(path).map_err(|source| Error::Read { path: path.clone(), source })?;
+    let failed = |source| Error::Read { path: path.clone(), source };
+    let mut data = fs::read(path).map_err(failed)?;
+    if !options.patches.is_empty() {
+        let text = String::from_utf8(data).map_err(|error| failed(io::Error::other(error)))?;
+        data = patch::apply(&path.display().to_string(), &text, &options.patches)?.into_bytes();
+    }
     let mode = match options.mode {
         _ if options.no_reboot => ProtoMode::Staged,
         Mode::Auto => ProtoMode::Auto,

@@ -56,6 +56,8 @@ pub(crate) enum Error {
     NotBack { after: Duration, why: String },
     #[error("waited {} s for {what}: {why}", after.as_secs())]
     Unhealthy { what: &'static str, after: Duration, why: String },
+    #[error("{what} cannot be applied: {why}")]
+    Patch { what: String, why: String },
     #[error("make keys and certificates")]
     Keys(#[source] orlop_pki::Error),
     #[error("{} has a context {name:?} already", path.display())]
@@ -195,6 +197,7 @@ impl Error {
             | Self::Ended { .. }
             | Self::Files(_)
             | Self::Keys(_)
+            | Self::Patch { .. }
             | Self::Kubeconfig { .. }
             | Self::Read { .. }
             | Self::Tls(_)
@@ -228,6 +231,7 @@ impl Error {
             Self::Generate(generate::Error::Secrets(_)) => Exit::Software,
             Self::Generate(_)
             | Self::Unacceptable(_)
+            | Self::Patch { .. }
             | Self::Node { .. }
             | Self::NoStranger
             | Self::OneNode { .. }

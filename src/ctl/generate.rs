@@ -12,6 +12,7 @@ use orlop_config::machine::{self, Mode};
 use crate::error::Error;
 use crate::keys;
 use crate::options::Global;
+use crate::patch;
 use crate::table::print;
 
 #[derive(Debug, clap::Subcommand)]
@@ -30,6 +31,40 @@ pub(crate) enum Command {
     Crt(keys::CrtOptions),
     /// Make a key and a certificate that nobody else vouches for
     Keypair(keys::PairOptions),
+}
+
+/// `machineconfig`: machine configurations as files.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum MachineCommand {
+    /// The same as gen config
+    Gen(Options),
+    /// Change a machine configuration
+    Patch(PatchOptions),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct PatchOptions {
+    /// The machine configuration
+    file: PathBuf,
+    /// A part to lay over it or a JSON patch, as text or @FILE; may be repeated
+    #[arg(short, long = "patch", required = true, value_name = "PATCH")]
+    patches: Vec<String>,
+    /// Where to write the result; else stdout
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+/// Makes or changes machine configurations.
+pub(crate) fn machineconfig(global: &Global, command: &MachineCommand) -> Result<(), Error> {
+    let PatchOptions { file, patches, output } = match command {
+        MachineCommand::Gen(options) => return cluster(global, options),
+        MachineCommand::Patch(options) => options,
+    };
+    let text =
+        fs::read_to_string(file).map_err(|source| Error::Read { path: file.clone(), source })?;
+    let patched = patch::apply(&file.display().to_string(), &text, patches)?;
+    let Some(path) = output else { return print(patched.as_bytes()) };
+    create(path, &patched).map_err(|source| Error::Write { path: path.clone(), source })
 }
 
 #[derive(Debug, clap::Args)]

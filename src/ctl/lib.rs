@@ -48,6 +48,7 @@ mod netstat;
 mod network;
 mod options;
 mod paint;
+mod patch;
 mod power;
 mod processes;
 mod progress;
@@ -98,6 +99,7 @@ fn run(options: &Options) -> Result<(), Error> {
         Command::Config(context::Command::New(_)) => {}
         Command::Config(change) => return context::run(global, change),
         Command::Gen(command) => return generate::run(global, command),
+        Command::Machineconfig(command) => return generate::machineconfig(global, command),
         Command::Validate(options) => return validate::run(options),
         Command::Version(options) => {
             version::own(options)?;
@@ -159,6 +161,7 @@ async fn ask(client: &client::Client, command: &Command) -> Result<(), Error> {
         Command::Completion { .. }
         | Command::Config(_)
         | Command::Gen(_)
+        | Command::Machineconfig(_)
         | Command::Validate(_) => {
             unreachable!("done without a node")
         }

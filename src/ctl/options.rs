@@ -87,6 +87,9 @@ pub(crate) enum Command {
     List(files::ListOptions),
     /// Read the log of a service
     Logs(logs::Options),
+    /// Make and change machine configurations
+    #[command(subcommand, visible_alias = "mc")]
+    Machineconfig(generate::MachineCommand),
     /// Show memory usage
     #[command(visible_aliases = ["m", "free"])]
     Memory(memory::Options),
