@@ -71,9 +71,13 @@ pub(crate) const START_LIMIT: Duration = Duration::from_secs(30);
 const NETWORK_LIMIT: Duration = Duration::from_secs(30);
 /// A daemon of ours has one thread, and a few at times for what may block.
 const DAEMON_THREADS: i64 = 128;
-/// The last sets the host name.
-const NETWORKD_CAPABILITIES: [Capability; 3] =
-    [Capability::CAP_NET_ADMIN, Capability::CAP_NET_RAW, Capability::CAP_SYS_ADMIN];
+/// The third is for the port of DHCPv6 clients, the last sets the host name.
+const NETWORKD_CAPABILITIES: [Capability; 4] = [
+    Capability::CAP_NET_ADMIN,
+    Capability::CAP_NET_RAW,
+    Capability::CAP_NET_BIND_SERVICE,
+    Capability::CAP_SYS_ADMIN,
+];
 /// Of the daemons that everything else hangs on.
 const PRECIOUS: i32 = -998;
 

@@ -45,7 +45,7 @@ pub use packet::PacketSocket;
 pub use raw::RawSocket;
 pub use requests::Netlink;
 pub use route::{Route, Table};
-pub use router::RouterSocket;
+pub use router::{RouterSocket, udp6_on_link};
 pub use uevents::{Notice, Uevents};
 
 /// Who put an address or a route into the kernel (`RTPROT_*` of `rtnetlink(7)`; for addresses the

@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 
 use nix::sys::socket::{
     AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn6,
-    recvmsg, sendto, setsockopt, socket, sockopt,
+    bind, recvmsg, sendto, setsockopt, socket, sockopt,
 };
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -86,6 +86,25 @@ impl RouterSocket {
             }
         }
     }
+}
+
+/// A UDP socket for IPv6 alone on `port`, that hears and uses nothing but the link called `name`. A port
+/// below 1024 needs `CAP_NET_BIND_SERVICE`.
+///
+/// # Errors
+/// When the kernel refuses: no such link, no IPv6, no such right, or somebody else has the port.
+pub fn udp6_on_link(name: &str, port: u16) -> io::Result<std::net::UdpSocket> {
+    let socket = socket(
+        AddressFamily::Inet6,
+        SockType::Datagram,
+        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+        None,
+    )?;
+    setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
+    setsockopt(&socket, sockopt::BindToDevice, &name.into())?;
+    let any = SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, port, 0, 0);
+    bind(socket.as_raw_fd(), &SockaddrIn6::from(any))?;
+    Ok(socket.into())
 }
 
 fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<Option<usize>> {

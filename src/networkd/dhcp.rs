@@ -303,7 +303,7 @@ pub(crate) async fn wait_until(at: Option<Uptime>) {
 }
 
 /// A number that others on the network cannot guess: std keys its hashes from the kernel's generator.
-fn random() -> u32 {
+pub(crate) fn random() -> u32 {
     let bits = RandomState::new().build_hasher().finish();
     u32::try_from(bits >> 32).unwrap_or_default()
 }

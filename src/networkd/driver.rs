@@ -19,6 +19,7 @@ use tracing::{Instrument as _, debug, info, info_span, warn};
 use crate::advertisement::Learned;
 use crate::dhcp::{Carrier, Keeper, Memory, Update, now, wait_until};
 use crate::machine::{Lease, Remembered, Uptime, Wishes};
+use crate::machine6;
 use crate::made::{self, Wanted};
 use crate::plan::{self, Desired, Intent, Names, Observed, Operation, Settings, difference};
 use crate::routers::{Heard, Listener};
@@ -57,6 +58,8 @@ pub(crate) struct Driver {
     updates: (mpsc::Sender<Update>, mpsc::Receiver<Update>),
     /// What routers said, by link.
     learned: BTreeMap<u32, Learned>,
+    /// What DHCPv6 servers gave, by link.
+    leases6: BTreeMap<u32, machine6::Lease>,
     heard: (mpsc::Sender<Heard>, mpsc::Receiver<Heard>),
     listeners: JoinSet<(String, io::Result<()>)>,
     /// When each link of ours was first seen.
@@ -90,7 +93,7 @@ type Ended = (u32, io::Result<()>);
 enum Happened {
     Changed(io::Result<()>),
     Lease(Update),
-    Heard(u32, Learned),
+    Heard(Heard),
     KeeperEnded(Result<Ended, JoinError>),
     ListenerEnded(Result<(String, io::Result<()>), JoinError>),
     Timer,
@@ -117,6 +120,7 @@ impl Driver {
             resting: BTreeSet::new(),
             updates: mpsc::channel(UPDATES),
             learned: BTreeMap::new(),
+            leases6: BTreeMap::new(),
             heard: mpsc::channel(UPDATES),
             listeners: JoinSet::new(),
             since: BTreeMap::new(),
@@ -140,7 +144,7 @@ impl Driver {
             let happened = tokio::select! {
                 changed = self.changes.next() => Happened::Changed(changed),
                 Some(update) = self.updates.1.recv() => Happened::Lease(update),
-                Some((index, learned)) = self.heard.1.recv() => Happened::Heard(index, learned),
+                Some(heard) = self.heard.1.recv() => Happened::Heard(heard),
                 Some(ended) = self.tasks.join_next() => Happened::KeeperEnded(ended),
                 Some(ended) = self.listeners.join_next() => Happened::ListenerEnded(ended),
                 () = timer => Happened::Timer,
@@ -149,10 +153,14 @@ impl Driver {
             match happened {
                 Happened::Changed(result) => result.map_err(Error::Watch)?,
                 Happened::Lease(update) => self.take(update),
-                Happened::Heard(index, learned) => {
-                    // One that was stopped may have left a word behind.
+                // One that was stopped may have left a word behind.
+                Happened::Heard(Heard { index, learned, lease }) => {
                     if self.keepers.contains_key(&index) {
                         self.learned.insert(index, learned);
+                        match lease {
+                            Some(lease) => self.leases6.insert(index, lease),
+                            None => self.leases6.remove(&index),
+                        };
                     }
                 }
                 Happened::KeeperEnded(Ok((index, result))) => self.keeper_ended(index, result),
@@ -188,10 +196,12 @@ impl Driver {
         }
         self.release.cancel();
         let told = async {
-            loop {
+            while !(self.tasks.is_empty() && self.listeners.is_empty()) {
                 tokio::select! {
                     Some(_) = self.updates.1.recv() => {}
-                    ended = self.tasks.join_next() => if ended.is_none() { return },
+                    Some(_) = self.heard.1.recv() => {}
+                    Some(_) = self.listeners.join_next() => {}
+                    Some(_) = self.tasks.join_next() => {}
                 }
             }
         };
@@ -248,8 +258,9 @@ impl Driver {
                 }
             };
             let intents = plan::intents(&self.settings, &observed.links);
-            self.keep_leases(&intents, &observed.links);
+            self.keep_leases(&intents, &observed);
             let desired = Desired::new(&intents, &self.leases, now())
+                .with_leases6(&self.leases6, now())
                 .with_made_links(&self.settings, &observed.links);
             for conflict in made::conflicts(&desired.made, &observed.links) {
                 self.complain_of(conflict);
@@ -326,7 +337,8 @@ impl Driver {
     }
 
     /// Starts and stops keepers, and tells them of their links' carrier.
-    fn keep_leases(&mut self, intents: &BTreeMap<u32, Intent>, links: &[Link]) {
+    fn keep_leases(&mut self, intents: &BTreeMap<u32, Intent>, observed: &Observed) {
+        let links = &observed.links;
         let now = now();
         self.since.retain(|index, _| intents.contains_key(index));
         // A bond takes the address of its first port: then the server knows it by another.
@@ -335,12 +347,13 @@ impl Driver {
                 (link.index, link.mac) == (*index, Some(keeper.mac)) && link.name == keeper.name
             }) && intents.get(index).is_some_and(|intent| intent.dhcp.is_some())
         };
-        let (leases, learned) = (&mut self.leases, &mut self.learned);
+        let (leases, leases6, learned) = (&mut self.leases, &mut self.leases6, &mut self.learned);
         self.keepers.retain(|index, keeper| {
             let keep = wanted(index, keeper);
             if !keep {
                 keeper.task.abort();
                 leases.remove(index);
+                leases6.remove(index);
                 learned.remove(index);
             }
             keep
@@ -355,7 +368,7 @@ impl Driver {
             // Without an Ethernet address there is nothing to ask for; static settings still hold.
             let Some(mac) = link.mac else { continue };
             if !self.keepers.contains_key(&link.index) && !self.resting.contains(&link.index) {
-                self.start_keeper(link, mac);
+                self.start_keeper(link, mac, observed);
             }
             if let Some(keeper) = self.keepers.get(&link.index) {
                 let seen = Carrier::of(link);
@@ -364,9 +377,9 @@ impl Driver {
         }
     }
 
-    fn start_keeper(&mut self, link: &Link, mac: Mac) {
+    fn start_keeper(&mut self, link: &Link, mac: Mac, observed: &Observed) {
         let (carrier, carries) = watch::channel(Carrier::default());
-        self.listen(link, carries.clone());
+        self.listen(link, mac, observed, carries.clone());
         let memory = Memory::new(&self.options.state, &link.name);
         let remembered = memory.recall(now());
         if let Remembered::Lease(lease) = &remembered {
@@ -395,7 +408,13 @@ impl Driver {
     }
 
     /// Has the kernel believe the link's routers, and hears what it does not take from them.
-    fn listen(&mut self, link: &Link, carrier: watch::Receiver<Carrier>) {
+    fn listen(
+        &mut self,
+        link: &Link,
+        mac: Mac,
+        observed: &Observed,
+        carrier: watch::Receiver<Carrier>,
+    ) {
         // A node that forwards packets for its containers would pass for a router, which believes
         // none (Documentation/networking/ip-sysctl.rst, accept_ra). Without IPv6 there is no such file.
         let believe = format!("/proc/sys/net/ipv6/conf/{}/accept_ra", link.name);
@@ -406,7 +425,14 @@ impl Driver {
         }
         let (index, name) = (link.index, link.name.clone());
         let updates = self.heard.0.clone();
-        let listener = Listener { index, name: name.clone(), carrier, updates };
+        let known = plan::held6(index, observed, now());
+        if let Some(held) = known {
+            let lease = machine6::Lease { address: Some(held), ..machine6::Lease::default() };
+            self.leases6.insert(index, lease);
+        }
+        let release = self.release.clone();
+        let listener =
+            Listener { index, name: name.clone(), mac, known, carrier, updates, release };
         let span = info_span!("routers", link = %link.name);
         let run = async move { (name, listener.run().await) };
         self.listeners.spawn(run.instrument(span));
@@ -425,8 +451,14 @@ impl Driver {
         if !settled {
             return;
         }
-        let mut names =
-            plan::names(&self.settings, intents, &self.leases, &self.learned, &observed.links);
+        let mut names = plan::names(
+            &self.settings,
+            intents,
+            &self.leases,
+            &self.leases6,
+            &self.learned,
+            &observed.links,
+        );
         // A node that lost its lease is still called what it was.
         if names.claimed {
             self.named = Some(names.clone());

@@ -5,7 +5,8 @@
 //! messages [`wire`] reads and writes); less what is, it is a short list of operations. [`driver`] carries them out whenever something changed,
 //! whoever changed it, and writes `/etc/resolv.conf`, `/etc/hosts` and the host name ([`names`]);
 //! for each link that asks for an address, one task ([`dhcp`]) owns its sockets, and another
-//! (`routers`) hears what routers say of resolvers ([`advertisement`]). `api` answers
+//! (`routers`) hears what routers say ([`advertisement`]) and asks DHCPv6 servers
+//! ([`machine6`], [`wire6`]) when they say so. `api` answers
 //! `network.NetworkService` and `health.Health` on a unix socket.
 //!
 //! It runs as a container of the node, or before there is one as a child of PID 1. Stopping it takes
@@ -17,11 +18,13 @@
 
 pub mod advertisement;
 pub mod machine;
+pub mod machine6;
 pub mod made;
 pub mod names;
 pub mod plan;
 pub mod settings;
 pub mod wire;
+pub mod wire6;
 
 mod api;
 mod dhcp;

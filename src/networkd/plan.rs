@@ -13,10 +13,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use orlop_netlink::{Address, IpNet, Ipv4Net, Kind, Link, Protocol, Route, Table};
+use orlop_netlink::{Address, IpNet, Ipv4Net, Ipv6Net, Kind, Link, Protocol, Route, Table};
 
 use crate::advertisement::Learned;
 use crate::machine::{Lease, Uptime};
+use crate::machine6;
 use crate::made::{self, Make, Wanted};
 use crate::names::{Claim, HostEntry, Identity};
 
@@ -217,6 +218,19 @@ impl Desired {
         // The kernel wants the way to a gateway before the way through it.
         desired.routes.sort_by_key(|route| route.gateway.is_some());
         desired
+    }
+
+    /// Adds the addresses that DHCPv6 servers gave.
+    #[must_use]
+    pub fn with_leases6(mut self, leases: &BTreeMap<u32, machine6::Lease>, now: Uptime) -> Self {
+        for (index, lease) in leases.iter().filter(|(index, _)| self.links.contains_key(*index)) {
+            let Some(held) = lease.address.filter(|held| held.holds(now)) else { continue };
+            // Alone: which neighbours there are, routers say (RFC 5942).
+            let net = IpNet::V6(Ipv6Net::new_assert(held.address, 128));
+            let valid = held.times.map(|times| times.expires_at.saturating_sub(now));
+            self.addresses.push(Address { index: *index, net, protocol: Protocol::DHCP, valid });
+        }
+        self
     }
 
     /// Adds the links that are made, and their ports: these have no addresses, and are up.
@@ -424,6 +438,20 @@ pub fn configured(index: u32, desired: &Desired, observed: &Observed, intent: &I
         && wanted.all(|wanted| observed.addresses.iter().any(|there| same_address(wanted, there)))
 }
 
+/// The address that an earlier run had from a DHCPv6 server: the kernel remembers it by its mark, and how
+/// long it holds.
+#[must_use]
+pub fn held6(index: u32, observed: &Observed, now: Uptime) -> Option<machine6::Held> {
+    observed.addresses.iter().find_map(|address| {
+        let IpNet::V6(net) = address.net else { return None };
+        let ours = address.index == index && address.protocol == Protocol::DHCP;
+        (ours && net.prefix_len() == 128).then(|| match address.valid {
+            Some(valid) => machine6::Held::until(net.addr(), now, now + valid),
+            None => machine6::Held { address: net.addr(), times: None },
+        })
+    })
+}
+
 /// The names and resolvers that come out of it all.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Names {
@@ -443,6 +471,7 @@ pub fn names(
     settings: &Settings,
     intents: &BTreeMap<u32, Intent>,
     leases: &BTreeMap<u32, Lease>,
+    leases6: &BTreeMap<u32, machine6::Lease>,
     learned: &BTreeMap<u32, Learned>,
     links: &[Link],
 ) -> Names {
@@ -457,6 +486,10 @@ pub fn names(
         let lease = intent.dhcp.and_then(|_| leases.get(&link.index));
         if let Some(lease) = lease {
             resolvers.extend(lease.dns.iter().copied().map(IpAddr::V4));
+            domains.extend(lease.search.iter().cloned());
+        }
+        if let Some(lease) = intent.dhcp.and_then(|_| leases6.get(&link.index)) {
+            resolvers.extend(lease.dns.iter().copied().map(IpAddr::V6));
             domains.extend(lease.search.iter().cloned());
         }
         // The link's routers are heard as long as its lease is kept.

@@ -1,26 +1,45 @@
-//! Hears what the routers of one link say, and keeps what holds of it ([`Learned`]).
+//! Hears what the routers of one link say, keeps what holds of it ([`Learned`]), and carries out what a
+//! DHCPv6 [`Client`] decides once one of them says that servers have more.
 
 use std::io;
+use std::net::{Ipv6Addr, SocketAddrV6};
 
-use orlop_netlink::RouterSocket;
+use orlop_netlink::{Mac, RouterSocket};
+use orlop_rt::CancellationToken;
+use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, watch};
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use crate::advertisement::{Advertisement, Learned};
-use crate::dhcp::{Carrier, now, wait_until};
+use crate::dhcp::{Carrier, now, random, wait_until};
 use crate::machine::Uptime;
+use crate::machine6::{Action, Client, Event, Held, Lease};
+use crate::wire6::{Answer, Ask};
 
-/// What was said on the link of that index, as far as it holds.
-pub(crate) type Heard = (u32, Learned);
+/// What is known of a link.
+#[derive(Debug)]
+pub(crate) struct Heard {
+    /// The link.
+    pub(crate) index: u32,
+    /// What routers said, as far as it holds.
+    pub(crate) learned: Learned,
+    /// What a DHCPv6 server gave.
+    pub(crate) lease: Option<Lease>,
+}
 
 /// Listens on one link.
 #[derive(Debug)]
 pub(crate) struct Listener {
     pub(crate) index: u32,
     pub(crate) name: String,
+    pub(crate) mac: Mac,
+    /// The address that an earlier run had from a server: the kernel still has it.
+    pub(crate) known: Option<Held>,
     /// When the sender goes, so do we.
     pub(crate) carrier: watch::Receiver<Carrier>,
     pub(crate) updates: mpsc::Sender<Heard>,
+    /// Says that the address shall be given back.
+    pub(crate) release: CancellationToken,
 }
 
 /// MAX_RTR_SOLICITATIONS and RTR_SOLICITATION_INTERVAL of RFC 4861 §10.
@@ -28,9 +47,15 @@ const MAX_SOLICITATIONS: u32 = 3;
 const SOLICITATION_INTERVAL: Uptime = Uptime::from_secs(4);
 /// More than fits any frame.
 const BUFFER: usize = 9216;
+/// Where clients and servers of DHCPv6 listen (RFC 8415 §7.2), and how all servers are called (§7.1).
+const CLIENT_PORT: u16 = 546;
+const SERVER_PORT: u16 = 547;
+const ALL_SERVERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 1, 2);
 
 enum Happened {
     Advertisement(io::Result<usize>),
+    Answer(io::Result<usize>),
+    Release,
     Timer,
     Carrier(Carrier),
     Abandoned,
@@ -48,12 +73,20 @@ impl Listener {
         let mut buffer = vec![0; BUFFER];
         let mut learned = Learned::default();
         // The kernel asks once the link is up; we, because its answer may have come before us.
+        let mut answers = vec![0; BUFFER];
+        let mut client = Client::new(self.mac);
+        // Not before a router says so.
+        let mut servers: Option<UdpSocket> = None;
+        let mut lease = self.known.map(|held| Lease { address: Some(held), ..Lease::default() });
         let mut solicit = Some((now(), MAX_SOLICITATIONS));
         loop {
-            let timer = solicit.map(|(at, _)| at).into_iter().chain(learned.wake_at()).min();
+            let timers = [solicit.map(|(at, _)| at), learned.wake_at(), client.wake_at()];
+            let timer = timers.into_iter().flatten().min();
             // All arms are cancel-safe: a packet not taken stays in the socket.
             let happened = tokio::select! {
                 received = socket.receive(&mut buffer) => Happened::Advertisement(received),
+                received = receive(servers.as_ref(), &mut answers) => Happened::Answer(received),
+                () = self.release.cancelled() => Happened::Release,
                 () = wait_until(timer) => Happened::Timer,
                 changed = self.carrier.changed() => match changed {
                     Ok(()) => Happened::Carrier(*self.carrier.borrow_and_update()),
@@ -61,6 +94,8 @@ impl Listener {
                 },
             };
             let before = learned.clone();
+            let mut actions = Vec::new();
+            let mut released = false;
             match happened {
                 Happened::Advertisement(received) => {
                     let length = received?;
@@ -68,10 +103,36 @@ impl Listener {
                         debug!(?said, "router advertisement");
                         solicit = None;
                         learned.take(now(), &said);
+                        if (said.managed || said.other) && servers.is_none() {
+                            servers = Some(self.open_servers()?);
+                        }
+                        let known = self.known.take_if(|_| said.managed);
+                        let event = match (said.managed, said.other) {
+                            (true, _) => Some(Event::Managed(known)),
+                            (false, true) => Some(Event::Other),
+                            (false, false) => None,
+                        };
+                        actions.extend(
+                            event
+                                .into_iter()
+                                .flat_map(|event| client.handle(now(), random(), event)),
+                        );
                     }
+                }
+                Happened::Answer(received) => {
+                    let length = received?;
+                    if let Some(answer) = Answer::decode(&answers[..length], self.mac) {
+                        debug!(?answer, "DHCPv6 answer");
+                        actions = client.handle(now(), random(), Event::Received(&answer));
+                    }
+                }
+                Happened::Release => {
+                    actions = client.handle(now(), random(), Event::Released);
+                    released = true;
                 }
                 Happened::Timer => {
                     learned.expire(now());
+                    actions = client.handle(now(), random(), Event::TimerFired);
                     if let Some((at, left)) = solicit.filter(|(at, _)| *at <= now()) {
                         // Without a link-local address yet the kernel refuses; the next one may pass.
                         let sent = socket.solicit().await;
@@ -84,17 +145,74 @@ impl Listener {
                     if seen.running && seen != seen_before {
                         // It may be another network.
                         learned = Learned::default();
+                        actions = client.handle(now(), random(), Event::CarrierBack);
                         solicit = Some((now(), MAX_SOLICITATIONS));
                     }
                 }
                 Happened::Abandoned => return Ok(()),
             }
-            if !learned.says_the_same(&before) {
+            let mut news = !learned.says_the_same(&before);
+            if news {
                 let resolvers = learned.resolvers().count();
                 info!(resolvers, domains = learned.search().count(), "routers said");
+            }
+            for action in actions {
+                match action {
+                    Action::Send(ask) => {
+                        let sent = self.ask(servers.as_ref(), &ask).await;
+                        debug!(kind = ?ask.kind, ?sent, "DHCPv6 message");
+                    }
+                    Action::Configure(given) => {
+                        news = true;
+                        self.tell(lease.replace(given.clone()).as_ref(), &given);
+                    }
+                    Action::Deconfigure => {
+                        news = true;
+                        lease = None;
+                        warn!("no address of a DHCPv6 server any more");
+                    }
+                }
+            }
+            if news {
+                let heard =
+                    Heard { index: self.index, learned: learned.clone(), lease: lease.clone() };
                 // The other end goes away only with us.
-                let _ = self.updates.send((self.index, learned.clone())).await;
+                let _ = self.updates.send(heard).await;
+            }
+            if released {
+                return Ok(());
             }
         }
+    }
+
+    fn tell(&self, before: Option<&Lease>, given: &Lease) {
+        let address = |lease: &Lease| lease.address.map(|held| held.address);
+        let now_has = address(given);
+        if before.is_none_or(|before| address(before) != now_has) {
+            let resolvers = given.dns.len();
+            match now_has {
+                Some(address) => info!(%address, resolvers, "DHCPv6 server gave an address"),
+                None => info!(resolvers, "DHCPv6 server gave settings"),
+            }
+        }
+    }
+
+    fn open_servers(&self) -> io::Result<UdpSocket> {
+        let socket = orlop_netlink::udp6_on_link(&self.name, CLIENT_PORT)?;
+        UdpSocket::from_std(socket)
+    }
+
+    async fn ask(&self, servers: Option<&UdpSocket>, ask: &Ask) -> io::Result<()> {
+        let Some(socket) = servers else { return Ok(()) };
+        let to = SocketAddrV6::new(ALL_SERVERS, SERVER_PORT, 0, self.index);
+        socket.send_to(&ask.encode(), to).await.map(drop)
+    }
+}
+
+/// The next message of a server; never before there is a socket. Cancel-safe.
+async fn receive(servers: Option<&UdpSocket>, buffer: &mut [u8]) -> io::Result<usize> {
+    match servers {
+        Some(socket) => socket.recv(buffer).await,
+        None => std::future::pending().await,
     }
 }

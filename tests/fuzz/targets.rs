@@ -36,6 +36,7 @@ pub static TARGETS: &[Target] = &[
     ("dhcp_reply", dhcp_reply, &[&DHCP_ACK]),
     ("arp_message", arp_message, &[ARP]),
     ("router_advertisement", router_advertisement, &[ROUTER]),
+    ("dhcp6_answer", dhcp6_answer, &[DHCP6]),
     ("volume_label", volume_label, &[&ISO]),
     ("meta", meta, &[META]),
     ("socket_table", socket_table, &[SOCKET]),
@@ -146,6 +147,10 @@ pub fn router_advertisement(bytes: &[u8]) {
         learned.take(std::time::Duration::ZERO, &advertisement);
         assert!(learned.resolvers().count() <= 8 && learned.search().count() <= 8);
     }
+}
+
+pub fn dhcp6_answer(bytes: &[u8]) {
+    let _ = orlop_networkd::wire6::Answer::decode(bytes, orlop_netlink::Mac([2, 0, 0, 0, 0, 1]));
 }
 
 pub fn volume_label(bytes: &[u8]) {
@@ -319,6 +324,9 @@ const ARP: &[u8] =
 const ROUTER: &[u8] =
     b"\x86\0\0\0\x40\x40\x07\x08\0\0\0\0\0\0\0\0\x19\x03\0\0\0\0\0\x3c\xfd\0\0\0\0\0\0\0\
     \0\0\0\0\0\0\0\x53\x1f\x02\0\0\0\0\0\x3c\x01a\x01b\0\0\0\0";
+const DHCP6: &[u8] = b"\x07\x01\x02\x03\0\x01\0\x0a\0\x03\0\x01\x02\0\0\0\0\x01\0\x02\0\x05\0\x03\0\x01\x09\
+    \0\x03\0\x28\0\0\0\x01\0\0\0\x64\0\0\0\xc8\0\x05\0\x18\xfd\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x05\0\0\x01\x2c\0\0\x02\x58\
+    \0\x17\0\x10\xfd\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x53\0\x18\0\x05\x01a\x01b\0";
 const RULES: &[u8] = b"ACTION==\"add|change\", KERNEL==\"vd[a-z]\", ATTRS{a}!=\"0\", \\\n SYMLINK+=\"a/%k%n $env{X}%%\", \
     GROUP=\"6\", MODE=\"0640\", ENV{X}=\"$attr{size}\"\n";
 const UEVENT: &[u8] = b"add@/devices/pci0000:00/0000:00:04.0/virtio1/block/vda\0ACTION=add\0\

@@ -281,8 +281,14 @@ fn a_link_is_configured_when_its_addresses_are_there() {
 fn names_and_resolvers_come_from_the_first_interface_and_from_all() {
     let chosen = |settings: &Settings, leases: &[(u32, Lease)]| {
         let leases = leases.iter().cloned().collect();
-        let names =
-            names(settings, &intents(settings, &links()), &leases, &BTreeMap::new(), &links());
+        let names = names(
+            settings,
+            &intents(settings, &links()),
+            &leases,
+            &BTreeMap::new(),
+            &BTreeMap::new(),
+            &links(),
+        );
         let resolvers: Vec<_> = names.resolvers.iter().map(ToString::to_string).collect();
         (names.identity.host_name, resolvers.join(" "))
     };
@@ -320,8 +326,32 @@ fn what_routers_say_comes_after_the_lease_of_the_same_link() {
     let settings = Settings::default();
     let intents = intents(&settings, &links());
     let learned = BTreeMap::from([(2, heard.clone()), (4, heard)]);
-    let names = names(&settings, &intents, &[(2, lease)].into(), &learned, &links());
-    let resolvers: [IpAddr; 2] = ["10.0.2.3".parse().unwrap(), "fd00::53".parse().unwrap()];
+    let other =
+        machine6::Lease { dns: vec!["fd00::54".parse().unwrap()], ..machine6::Lease::default() };
+    let leases6 = [(2, other)].into();
+    let names = names(&settings, &intents, &[(2, lease)].into(), &leases6, &learned, &links());
+    let resolvers =
+        ["10.0.2.3", "fd00::54", "fd00::53"].map(|text| text.parse::<IpAddr>().unwrap());
     assert_eq!(names.resolvers, resolvers);
     assert_eq!(names.search, ["own.org", "b.org", "a.org"]);
+}
+
+#[test]
+fn an_address_of_a_dhcpv6_server_stands_alone_and_ends_with_its_lease() {
+    let held =
+        machine6::Held::until("fd00::5".parse().unwrap(), NOW, NOW + Duration::from_secs(100));
+    let lease = machine6::Lease { address: Some(held), ..machine6::Lease::default() };
+    let leases = [(2, lease.clone()), (7, lease)].into();
+    let at = |now| {
+        let desired = Desired::new(&[(2, Intent::dhcp())].into(), &BTreeMap::new(), now);
+        desired.with_leases6(&leases, now).addresses
+    };
+    let address = Address {
+        index: 2,
+        net: net("fd00::5/128"),
+        protocol: Protocol::DHCP,
+        valid: Some(Duration::from_secs(100)),
+    };
+    assert_eq!(at(NOW), [address]);
+    assert_eq!(at(NOW + Duration::from_secs(100)), []);
 }

@@ -1,0 +1,357 @@
+//! DHCPv6 messages as bytes, RFC 8415 §8 and §21, RFC 3646.
+//!
+//! [`Answer::decode`] reads bytes from the wire and never panics; as for DHCPv4, a bad option costs that
+//! option. One address is asked for on each link.
+
+use std::net::Ipv6Addr;
+
+use orlop_netlink::Mac;
+
+use crate::advertisement;
+use crate::wire::names_in;
+
+/// What a client says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ask {
+    /// SOLICIT, REQUEST, …
+    pub kind: AskKind,
+    /// Transaction id, 24 bits; the answer repeats it.
+    pub xid: u32,
+    /// Our hardware address, of which client and association are called.
+    pub mac: Mac,
+    /// The server that is meant, as it calls itself; `None`: any.
+    pub server: Option<Vec<u8>>,
+    /// The address that it is about.
+    pub address: Option<Ipv6Addr>,
+    /// Hundredths of a second since the client began to ask.
+    pub elapsed: u16,
+}
+
+/// The kinds of message that we send (RFC 8415 §7.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AskKind {
+    /// "Is there a server?"
+    Solicit = 1,
+    /// "I take this address."
+    Request = 3,
+    /// "I keep it", to the server that gave it.
+    Renew = 5,
+    /// "I keep it", to any.
+    Rebind = 6,
+    /// "I do not need it any more."
+    Release = 8,
+    /// "What else do you know?"
+    Information = 11,
+}
+
+/// What a server says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// ADVERTISE or REPLY.
+    pub kind: AnswerKind,
+    /// The transaction id of our message.
+    pub xid: u32,
+    /// Who says it, as it calls itself: 1..=130 bytes.
+    pub server: Vec<u8>,
+    /// 0..=255: higher is better.
+    pub preference: u8,
+    /// Whether all went well (option 13, of the message and of the address).
+    pub success: bool,
+    /// The address given.
+    pub address: Option<Given>,
+    /// Option 23.
+    pub dns: Vec<Ipv6Addr>,
+    /// Option 24.
+    pub search: Vec<String>,
+    /// Option 32, in seconds.
+    pub refresh_secs: Option<u32>,
+}
+
+/// An address with its times, in seconds; `u32::MAX` is for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Given {
+    /// The address.
+    pub address: Ipv6Addr,
+    /// When to ask its server again; 0 leaves that to us.
+    pub t1: u32,
+    /// When to ask any server.
+    pub t2: u32,
+    /// How long it holds.
+    pub valid: u32,
+}
+
+/// The kinds of message that a server answers with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AnswerKind {
+    /// "You may have this."
+    Advertise = 2,
+    /// "It is yours", or what else was asked for.
+    Reply = 7,
+}
+
+const CLIENT_ID: u16 = 1;
+const SERVER_ID: u16 = 2;
+const IA_NA: u16 = 3;
+const IA_ADDRESS: u16 = 5;
+const OPTION_REQUEST: u16 = 6;
+const PREFERENCE: u16 = 7;
+const ELAPSED_TIME: u16 = 8;
+const STATUS_CODE: u16 = 13;
+const DNS_SERVERS: u16 = 23;
+const DOMAIN_LIST: u16 = 24;
+const INFORMATION_REFRESH: u16 = 32;
+const SOL_MAX_RT: u16 = 82;
+const INF_MAX_RT: u16 = 83;
+/// RFC 8415 §11: a DUID has at most 128 bytes beside its type.
+const MAX_DUID: usize = 130;
+const MAX_RESOLVERS: usize = 8;
+
+/// DUID-LL of RFC 8415 §11.4: the node is known by the link's hardware address.
+fn duid(mac: Mac) -> [u8; 10] {
+    let mut duid = [0, 3, 0, 1, 0, 0, 0, 0, 0, 0];
+    duid[4..].copy_from_slice(&mac.0);
+    duid
+}
+
+/// What an association is called: the same after any restart.
+fn iaid(mac: Mac) -> [u8; 4] {
+    let [_, _, a, b, c, d] = mac.0;
+    [a, b, c, d]
+}
+
+impl Ask {
+    /// The UDP payload.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let [_, xid @ ..] = self.xid.to_be_bytes();
+        let mut message = vec![self.kind as u8];
+        message.extend(xid);
+        put(&mut message, CLIENT_ID, &duid(self.mac));
+        if let Some(server) = &self.server {
+            put(&mut message, SERVER_ID, server);
+        }
+        put(&mut message, ELAPSED_TIME, &self.elapsed.to_be_bytes());
+        if self.kind != AskKind::Information {
+            let mut association = iaid(self.mac).to_vec();
+            association.extend([0; 8]);
+            if let Some(address) = self.address {
+                // Which times we would like, we leave to the server.
+                let mut value = address.octets().to_vec();
+                value.extend([0; 8]);
+                put(&mut association, IA_ADDRESS, &value);
+            }
+            put(&mut message, IA_NA, &association);
+        }
+        let mut wanted = vec![DNS_SERVERS, DOMAIN_LIST];
+        match self.kind {
+            AskKind::Release => wanted.clear(),
+            AskKind::Information => wanted.extend([INFORMATION_REFRESH, INF_MAX_RT]),
+            _ => wanted.push(SOL_MAX_RT),
+        }
+        if !wanted.is_empty() {
+            let codes: Vec<u8> = wanted.iter().flat_map(|code| code.to_be_bytes()).collect();
+            put(&mut message, OPTION_REQUEST, &codes);
+        }
+        message
+    }
+}
+
+fn put(message: &mut Vec<u8>, code: u16, value: &[u8]) {
+    message.extend(code.to_be_bytes());
+    // All of ours are short: a server's name has at most MAX_DUID bytes.
+    message.extend(u16::try_from(value.len()).unwrap_or_default().to_be_bytes());
+    message.extend(value);
+}
+
+impl Answer {
+    /// Reads a UDP payload. `None` when it is no server's answer to the client with this address.
+    #[must_use]
+    pub fn decode(message: &[u8], mac: Mac) -> Option<Self> {
+        let (&[kind, a, b, c], options) = message.split_first_chunk::<4>()?;
+        let kind = match kind {
+            2 => AnswerKind::Advertise,
+            7 => AnswerKind::Reply,
+            _ => return None,
+        };
+        let mut answer = Self {
+            kind,
+            xid: u32::from_be_bytes([0, a, b, c]),
+            server: Vec::new(),
+            preference: 0,
+            success: true,
+            address: None,
+            dns: Vec::new(),
+            search: Vec::new(),
+            refresh_secs: None,
+        };
+        let mut for_us = false;
+        for (code, value) in options_of(options) {
+            match code {
+                CLIENT_ID => for_us = value == duid(mac),
+                SERVER_ID if (1..=MAX_DUID).contains(&value.len()) => {
+                    answer.server = value.to_vec();
+                }
+                IA_NA => answer.association(value, mac),
+                PREFERENCE => answer.preference = value.first().copied().unwrap_or_default(),
+                STATUS_CODE => answer.success &= succeeded(value),
+                DNS_SERVERS => {
+                    let (addresses, _) = value.as_chunks::<16>();
+                    let addresses = addresses.iter().map(|bytes| Ipv6Addr::from(*bytes));
+                    let usable = addresses.filter(|address| advertisement::of_a_host(*address));
+                    answer.dns = usable.take(MAX_RESOLVERS).collect();
+                }
+                DOMAIN_LIST => answer.search = names_in(value),
+                INFORMATION_REFRESH => {
+                    answer.refresh_secs = value.try_into().ok().map(u32::from_be_bytes);
+                }
+                _ => {}
+            }
+        }
+        (for_us && !answer.server.is_empty()).then_some(answer)
+    }
+
+    fn association(&mut self, value: &[u8], mac: Mac) {
+        let Some((head, options)) = value.split_first_chunk::<12>() else { return };
+        if head[..4] != iaid(mac) {
+            return;
+        }
+        let number = |bytes: &[u8]| bytes.first_chunk().map_or(0, |four| u32::from_be_bytes(*four));
+        let (t1, t2) = (number(&head[4..]), number(&head[8..]));
+        for (code, value) in options_of(options) {
+            match (code, value.split_first_chunk::<24>()) {
+                (STATUS_CODE, _) => self.success &= succeeded(value),
+                (IA_ADDRESS, Some((head, options))) if self.address.is_none() => {
+                    let failed = |(code, value)| code == STATUS_CODE && !succeeded(value);
+                    if options_of(options).any(failed) {
+                        continue;
+                    }
+                    let (octets, times) = head.split_at(16);
+                    let address = octets.first_chunk::<16>().map(|octets| Ipv6Addr::from(*octets));
+                    let (preferred, valid) = (number(times), number(&times[4..]));
+                    // RFC 8415 §21.6: what is preferred for longer than it holds makes no sense.
+                    let usable = address.filter(|address| advertisement::of_a_host(*address));
+                    self.address = usable
+                        .filter(|_| valid > 0 && preferred <= valid)
+                        .map(|address| Given { address, t1, t2, valid });
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+fn succeeded(status: &[u8]) -> bool {
+    status.first_chunk::<2>().is_some_and(|code| *code == [0, 0])
+}
+
+/// Options until one does not fit.
+fn options_of(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let (&[a, b, c, d], rest) = bytes.split_first_chunk::<4>()?;
+        let length = u16::from_be_bytes([c, d]);
+        let (value, rest) = rest.split_at_checked(length.into())?;
+        bytes = rest;
+        Some((u16::from_be_bytes([a, b]), value))
+    })
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use dhcproto::v6::{
+        self, DhcpOption, DhcpOptions, IAAddr, IANA, Message, MessageType, OptionCode,
+    };
+    use dhcproto::{Decodable as _, Decoder, Encodable as _};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
+
+    fn reply(options: impl IntoIterator<Item = DhcpOption>) -> Vec<u8> {
+        let mut message = Message::new_with_id(MessageType::Reply, [1, 2, 3]);
+        message.opts_mut().insert(DhcpOption::ClientId(duid(MAC).to_vec()));
+        message.opts_mut().insert(DhcpOption::ServerId(vec![0, 3, 0, 1, 9]));
+        for option in options {
+            message.opts_mut().insert(option);
+        }
+        message.to_vec().unwrap()
+    }
+
+    fn association(address: &str, preferred_life: u32, valid_life: u32) -> DhcpOption {
+        let mut opts = DhcpOptions::new();
+        let addr = address.parse().unwrap();
+        let address = IAAddr { addr, preferred_life, valid_life, opts: DhcpOptions::new() };
+        opts.insert(DhcpOption::IAAddr(address));
+        DhcpOption::IANA(IANA { id: u32::from_be_bytes(iaid(MAC)), t1: 100, t2: 200, opts })
+    }
+
+    #[test]
+    fn a_message_is_read_by_the_other_implementation() {
+        let address = Some("fd00::5".parse().unwrap());
+        let server = Some(vec![0, 3, 0, 1, 9]);
+        let ask = Ask {
+            kind: AskKind::Request,
+            xid: 0x0001_0203,
+            mac: MAC,
+            server,
+            address,
+            elapsed: 150,
+        };
+        let bytes = ask.encode();
+        let message = Message::decode(&mut Decoder::new(&bytes)).unwrap();
+        assert_eq!((message.msg_type(), message.xid()), (MessageType::Request, [1, 2, 3]));
+        let option = |code| message.opts().get(code).cloned();
+        assert_eq!(option(OptionCode::ElapsedTime), Some(DhcpOption::ElapsedTime(150)));
+        assert_eq!(option(OptionCode::ClientId), Some(DhcpOption::ClientId(duid(MAC).to_vec())));
+        let Some(DhcpOption::IANA(association)) = option(OptionCode::IANA) else {
+            panic!("no IA_NA")
+        };
+        let Some(DhcpOption::IAAddr(inner)) = association.opts.get(OptionCode::IAAddr) else {
+            panic!("no address")
+        };
+        assert_eq!(Some(inner.addr), address);
+        let information = Ask { kind: AskKind::Information, server: None, address: None, ..ask };
+        let bytes = information.encode();
+        let message = v6::Message::decode(&mut Decoder::new(&bytes)).unwrap();
+        assert!(message.opts().get(OptionCode::IANA).is_none(), "RFC 8415 §18.2.6");
+    }
+
+    #[test]
+    fn an_answer_of_the_other_implementation_is_read() {
+        let dns = vec!["fd00::53".parse().unwrap(), "fe80::1".parse().unwrap()];
+        let bytes = reply([association("fd00::5", 300, 600), DhcpOption::DomainNameServers(dns)]);
+        let answer = Answer::decode(&bytes, MAC).unwrap();
+        let address = "fd00::5".parse().unwrap();
+        assert_eq!((answer.kind, answer.xid), (AnswerKind::Reply, 0x0001_0203));
+        assert_eq!(answer.address, Some(Given { address, t1: 100, t2: 200, valid: 600 }));
+        assert_eq!(answer.dns, ["fd00::53".parse::<Ipv6Addr>().unwrap()]);
+        assert!(answer.success);
+        assert_eq!(Answer::decode(&bytes, Mac([2, 0, 0, 0, 0, 2])), None, "for somebody else");
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_no_address() {
+        for bad in [
+            association("fd00::5", 700, 600),
+            association("fd00::5", 0, 0),
+            association("ff02::1", 300, 600),
+            association("fe80::5", 300, 600),
+        ] {
+            assert_eq!(Answer::decode(&reply([bad]), MAC).unwrap().address, None);
+        }
+        let mut refused = reply([]);
+        refused.extend([0, 13, 0, 2, 0, 2]);
+        assert!(!Answer::decode(&refused, MAC).unwrap().success, "NoAddrsAvail");
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics(tail: Vec<u8>) {
+            let mut bytes = reply([association("fd00::5", 300, 600)]);
+            bytes.extend(&tail);
+            let _ = Answer::decode(&bytes, MAC);
+            let _ = Answer::decode(&tail, MAC);
+        }
+    }
+}
