@@ -465,6 +465,7 @@ replies! {
     machine::GenerateClientConfigurationResponse => machine::GenerateClientConfiguration,
     machine::LoadAvgResponse => machine::LoadAvg,
     machine::LogsContainersResponse => machine::LogsContainer,
+    machine::ImagePullResponse => machine::ImagePull,
     machine::MemoryResponse => machine::Memory,
     machine::MetaDeleteResponse => machine::MetaDelete,
     machine::MetaWriteResponse => machine::MetaWrite,

@@ -1,10 +1,10 @@
-//! `images` and `image list`: what containerd holds of images.
+//! `images`, `image list` and `image pull`: what containerd holds of images, and shall hold.
 
 use orlop_proto::common::ContainerdNamespace;
-use orlop_proto::machine::{ImageListRequest, ImageListResponse};
+use orlop_proto::machine::{ImageListRequest, ImageListResponse, ImagePullRequest};
 use time::OffsetDateTime;
 
-use crate::client::{Client, machine};
+use crate::client::{Answer, Client, machine};
 use crate::error::Error;
 use crate::table::{Cell, Column, Output, Table, escape, print};
 use crate::units::si;
@@ -14,6 +14,16 @@ pub(crate) enum Command {
     /// List images
     #[command(visible_alias = "ls")]
     List(Options),
+    /// Fetch an image
+    Pull(PullOptions),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct PullOptions {
+    /// HOST/NAME:TAG or HOST/NAME@DIGEST; without a host docker.io's
+    reference: String,
+    #[command(flatten)]
+    whose: Whose,
 }
 
 #[derive(Debug, clap::Args)]
@@ -40,8 +50,35 @@ enum Namespace {
     System,
 }
 
+impl Whose {
+    fn number(self) -> i32 {
+        match self.namespace {
+            Namespace::Cri => ContainerdNamespace::NsCri.into(),
+            Namespace::System => ContainerdNamespace::NsSystem.into(),
+        }
+    }
+}
+
 pub(crate) async fn run(client: &Client, command: &Command) -> Result<(), Error> {
-    let Command::List(Options { whose, output }) = command;
+    match command {
+        Command::List(options) => list(client, options).await,
+        Command::Pull(options) => pull(client, options).await,
+    }
+}
+
+async fn pull(
+    client: &Client,
+    PullOptions { reference, whose }: &PullOptions,
+) -> Result<(), Error> {
+    let request = ImagePullRequest { namespace: whose.number(), reference: reference.clone() };
+    let call = async |node| machine(node).image_pull(request.clone()).await;
+    for Answer { node, .. } in client.ask(&format!("pull {reference:?}"), call).await? {
+        say!("{node} has {reference}");
+    }
+    Ok(())
+}
+
+async fn list(client: &Client, Options { whose, output }: &Options) -> Result<(), Error> {
     let mut images = Vec::new();
     let followed = follow(client, *whose, |node, image| {
         images.push((node.to_owned(), image));
@@ -61,14 +98,10 @@ pub(crate) async fn references(client: &Client, whose: Whose) -> Result<(), Erro
 
 async fn follow(
     client: &Client,
-    Whose { namespace }: Whose,
+    whose: Whose,
     each: impl FnMut(&str, ImageListResponse) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    let namespace = match namespace {
-        Namespace::Cri => ContainerdNamespace::NsCri,
-        Namespace::System => ContainerdNamespace::NsSystem,
-    };
-    let request = ImageListRequest { namespace: namespace.into() };
+    let request = ImageListRequest { namespace: whose.number() };
     let call = async |node| machine(node).image_list(request).await;
     client.follow("list images", call, each).await
 }

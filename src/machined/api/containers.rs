@@ -220,7 +220,7 @@ fn cgroup(pid: u32) -> Option<PathBuf> {
 
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-mod tests {
+pub(super) mod tests {
     use std::os::unix::process::CommandExt as _;
     use std::process::{Child, Command, Stdio};
     use std::time::Duration;
@@ -351,14 +351,14 @@ mod tests {
     }
 
     /// A containerd of the test's own; it and its shims end with it.
-    struct Daemon {
+    pub(in super::super) struct Daemon {
         child: Child,
         folder: tempfile::TempDir,
     }
 
     impl Daemon {
         /// `None`, with the reason printed, where there can be none.
-        async fn start() -> Option<Self> {
+        pub(in super::super) async fn start() -> Option<Self> {
             let tools =
                 ["/usr/bin/containerd", "/usr/bin/containerd-shim-runc-v2", "/usr/sbin/runc"];
             let missing = tools.into_iter().find(|tool| !Path::new(tool).exists());
@@ -379,7 +379,10 @@ mod tests {
                 folder.path().display()
             );
             fs::write(&config, text).unwrap();
-            let child = Command::new("/usr/bin/containerd")
+            // Another version than the one that is installed.
+            let program = std::env::var_os("ORLOP_TEST_CONTAINERD")
+                .unwrap_or_else(|| "/usr/bin/containerd".into());
+            let child = Command::new(program)
                 .arg("--config")
                 .arg(config)
                 .stdout(Stdio::null())
@@ -391,7 +394,7 @@ mod tests {
         }
 
         /// Waits until it answers.
-        async fn channel(&self) -> Channel {
+        pub(in super::super) async fn channel(&self) -> Channel {
             let socket = self.folder.path().join("containerd.sock");
             let answer = async {
                 loop {

@@ -1,15 +1,22 @@
-//! Images in a namespace of containerd, with their sizes.
+//! Images in a namespace of containerd: listed with their sizes, fetched by containerd itself (its
+//! transfer service), so that PID 1 never meets a registry.
 
 use containerd_client::services::v1::content_client::ContentClient;
 use containerd_client::services::v1::images_client::ImagesClient;
-use containerd_client::services::v1::{Image, ListImagesRequest, ReadContentRequest};
+use containerd_client::services::v1::transfer_client::TransferClient;
+use containerd_client::services::v1::{
+    Image, ListImagesRequest, ReadContentRequest, TransferRequest,
+};
+use containerd_client::to_any;
 use containerd_client::tonic::transport::Channel;
 use containerd_client::tonic::{Code, Request, Status as Refusal};
+use containerd_client::types::transfer::{ImageStore, OciRegistry};
 use containerd_client::with_namespace;
 use orlop_proto::machine::ImageListResponse;
 use serde::Deserialize;
+use tonic::Status;
 
-use super::go_arch;
+use super::{foreign, go_arch};
 
 /// A manifest or an index that is longer is none.
 const MANIFEST_LIMIT: i64 = 4 << 20;
@@ -36,6 +43,78 @@ pub(super) async fn list(
         listed.push(ImageListResponse { metadata: None, name, digest, size, created_at });
     }
     Ok(listed)
+}
+
+/// Fetches the image that `reference` names, for this machine; done when all of it is here. Ends when
+/// the call does.
+pub(super) async fn pull(channel: Channel, namespace: &str, reference: &str) -> Result<(), Status> {
+    let Some(name) = full_name(reference) else {
+        return Err(Status::invalid_argument(format!(
+            "{reference:?} is no reference of an image: write HOST/NAME:TAG or HOST/NAME@DIGEST"
+        )));
+    };
+    let request = with_namespace!(transfer(&name), namespace);
+    match TransferClient::new(channel).transfer(request).await {
+        Ok(_) => Ok(()),
+        Err(refusal) if refusal.code() == Code::Unimplemented => Err(Status::failed_precondition(
+            "this node's containerd fetches no images when asked: it has no transfer service, which \
+             came with containerd 1.7",
+        )),
+        Err(refusal) => Err(foreign(refusal)),
+    }
+}
+
+/// From the registry into the store, under the same name.
+fn transfer(name: &str) -> TransferRequest {
+    let source = OciRegistry { reference: name.to_owned(), resolver: None };
+    let platform = containerd_client::types::Platform {
+        os: "linux".to_owned(),
+        architecture: go_arch().to_owned(),
+        ..Default::default()
+    };
+    let destination =
+        ImageStore { name: name.to_owned(), platforms: vec![platform], ..ImageStore::default() };
+    TransferRequest {
+        source: Some(to_any(&source)),
+        destination: Some(to_any(&destination)),
+        options: None,
+    }
+}
+
+/// A reference with all that may be left out of one: `nginx` is `docker.io/library/nginx:latest`
+/// (github.com/distribution/reference, "familiar names"). `None` for what is no reference.
+fn full_name(reference: &str) -> Option<String> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-/:@+[]".contains(&byte);
+    if reference.is_empty() || !reference.bytes().all(allowed) {
+        return None;
+    }
+    let (host, path) = match reference.split_once('/') {
+        Some((host, path)) if host.contains(['.', ':']) || host == "localhost" => (host, path),
+        Some(_) => ("docker.io", reference),
+        None => ("docker.io", reference),
+    };
+    let (repository, digest) = match path.split_once('@') {
+        Some((repository, digest)) => (repository, Some(digest)),
+        None => (path, None),
+    };
+    // No host is left in it: a colon is that of the tag.
+    let (bare, tag) = match repository.split_once(':') {
+        Some((bare, tag)) => (bare, Some(tag)),
+        None => (repository, None),
+    };
+    let word = |text: &str| !text.is_empty() && !text.contains(['@', '[', ']', '/', ':']);
+    let path_is_sound = bare.split('/').all(|part| word(part) && !part.starts_with(['.', '-']));
+    let sound = path_is_sound
+        && !host.starts_with(['.', '-'])
+        && tag.is_none_or(word)
+        && digest
+            .is_none_or(|digest| digest.split_once(':').is_some_and(|(a, b)| word(a) && word(b)));
+    if !sound {
+        return None;
+    }
+    let library = if host == "docker.io" && !bare.contains('/') { "library/" } else { "" };
+    let latest = if tag.is_none() && digest.is_none() { ":latest" } else { "" };
+    Some(format!("{host}/{library}{path}{latest}"))
 }
 
 /// Bytes of all content that running the image on this machine takes, as far as it is known here.
@@ -113,7 +192,66 @@ impl Document {
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
+    use containerd_client::types::transfer;
+    use prost::Message as _;
+
+    use super::super::containers::tests::Daemon;
     use super::*;
+
+    #[test]
+    fn a_reference_may_leave_out_what_everybody_knows() {
+        for (given, full) in [
+            ("nginx", "docker.io/library/nginx:latest"),
+            ("nginx:1.27", "docker.io/library/nginx:1.27"),
+            ("user/app", "docker.io/user/app:latest"),
+            ("docker.io/nginx", "docker.io/library/nginx:latest"),
+            ("localhost/app", "localhost/app:latest"),
+            ("10.0.0.1:5000/a/b:v1", "10.0.0.1:5000/a/b:v1"),
+            ("registry.k8s.io/pause@sha256:00ff", "registry.k8s.io/pause@sha256:00ff"),
+            ("registry.k8s.io/pause:3.10@sha256:00ff", "registry.k8s.io/pause:3.10@sha256:00ff"),
+        ] {
+            assert_eq!(full_name(given).as_deref(), Some(full));
+        }
+        for bad in ["", "a b", "/", "a//b", "a/", "../x", "a@", "a@sha256", "a:", "a:b:c", "a\n"] {
+            assert_eq!(full_name(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn containerd_is_asked_for_what_this_machine_runs() {
+        let TransferRequest { source, destination, options } = super::transfer("host/app:v1");
+        let (source, destination) = (source.unwrap(), destination.unwrap());
+        // As containerd has registered them: without a prefix.
+        assert_eq!(source.type_url, "containerd.types.transfer.OCIRegistry");
+        assert_eq!(destination.type_url, "containerd.types.transfer.ImageStore");
+        let source = transfer::OciRegistry::decode(&source.value[..]).unwrap();
+        let store = transfer::ImageStore::decode(&destination.value[..]).unwrap();
+        assert_eq!(
+            (source.reference.as_str(), store.name.as_str()),
+            ("host/app:v1", "host/app:v1")
+        );
+        assert_eq!(store.platforms[0].architecture, go_arch());
+        assert_eq!(options, None);
+    }
+
+    #[tokio::test]
+    async fn containerd_itself_is_sent_to_the_registry_or_says_that_it_cannot_go() {
+        let Some(daemon) = Daemon::start().await else { return };
+        // Whoever may listen there by now has no such image.
+        let port = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let reference = format!("127.0.0.1:{port}/an/app:v1");
+        let refused = pull(daemon.channel().await, "k8s.io", &reference).await.unwrap_err();
+        match refused.code() {
+            tonic::Code::FailedPrecondition => {
+                assert!(refused.message().contains("containerd 1.7"), "{refused}");
+            }
+            _ => {
+                let asked = format!("https://127.0.0.1:{port}/v2/an/app/manifests/v1");
+                assert!(refused.message().contains(&asked), "{refused}");
+            }
+        }
+        assert_eq!(list(daemon.channel().await, "k8s.io").await.unwrap(), []);
+    }
 
     #[test]
     fn of_an_index_the_manifest_for_this_machine_counts() {

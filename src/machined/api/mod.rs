@@ -390,15 +390,19 @@ impl MachineService for Machine {
         &self,
         request: Request<proto::ImageListRequest>,
     ) -> Streamed<proto::ImageListResponse> {
-        let namespace = match request.get_ref().namespace() {
-            ContainerdNamespace::NsSystem => SYSTEM,
-            ContainerdNamespace::NsCri => KUBERNETES,
-            ContainerdNamespace::NsUnknown => {
-                return Err(Status::invalid_argument("whose images: NS_SYSTEM or NS_CRI?"));
-            }
-        };
+        let namespace = images_of(request.get_ref().namespace())?;
         let images = images::list(containerd().await?, namespace).await.map_err(foreign)?;
         Ok(self.boxed(stream::iter(images.into_iter().map(Ok))))
+    }
+
+    async fn image_pull(
+        &self,
+        request: Request<proto::ImagePullRequest>,
+    ) -> Answer<proto::ImagePullResponse> {
+        let namespace = images_of(request.get_ref().namespace())?;
+        images::pull(containerd().await?, namespace, &request.get_ref().reference).await?;
+        let messages = vec![proto::ImagePull { metadata: None }];
+        Ok(Response::new(proto::ImagePullResponse { messages }))
     }
 
     async fn generate_client_configuration(
@@ -734,6 +738,17 @@ fn runtime() -> tonic::transport::Channel {
 /// containerd's answers carry another crate's `Status` of the same shape.
 fn foreign(status: containerd_client::tonic::Status) -> Status {
     Status::new(status.code(), format!("containerd: {}", status.message()))
+}
+
+/// The namespace of containerd whose images are meant.
+fn images_of(namespace: ContainerdNamespace) -> Result<&'static str, Status> {
+    match namespace {
+        ContainerdNamespace::NsSystem => Ok(SYSTEM),
+        ContainerdNamespace::NsCri => Ok(KUBERNETES),
+        ContainerdNamespace::NsUnknown => {
+            Err(Status::invalid_argument("whose images: NS_SYSTEM or NS_CRI?"))
+        }
+    }
 }
 
 fn namespace(name: &str, driver: ContainerDriver) -> Result<&str, Status> {
