@@ -87,9 +87,6 @@ pub enum Error {
     /// The port cannot be opened.
     #[error("open the port")]
     Listen(#[source] io::Error),
-    /// The server stopped.
-    #[error("serve")]
-    Serve(#[source] tonic::transport::Error),
 }
 
 /// The role's entry: options, log, runtime.
@@ -166,9 +163,10 @@ impl Apid {
             door.become_known_as(identity);
         });
         tokio::select! {
-            served = serving => served.map_err(Error::Serve),
-            () = looking => Ok(()),
+            () = serving => {}
+            () = looking => {}
         }
+        Ok(())
     }
 }
 

@@ -156,7 +156,7 @@ impl Cluster {
             CancellationToken::new(),
             GRACE,
         );
-        self.tasks.spawn(async { serving.await.unwrap() });
+        self.tasks.spawn(serving);
         // The first node chooses the port; the others take it on addresses of their own.
         let mut options = Options {
             listen: (address, self.port).into(),

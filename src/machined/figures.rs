@@ -44,7 +44,8 @@ impl EventServer {
         let incoming = orlop_rpc::unix::listen(socket)?;
         let service = MachineServiceServer::new(self.clone());
         let grace = Duration::ZERO;
-        orlop_rpc::serve(service, incoming, shutdown, grace).await.map_err(io::Error::other)
+        orlop_rpc::serve(service, incoming, shutdown, grace).await;
+        Ok(())
     }
 
     /// A service's state changes.

@@ -75,9 +75,6 @@ pub enum Error {
     /// The socket cannot be made.
     #[error("open the socket")]
     Listen(#[source] io::Error),
-    /// The server stopped.
-    #[error("serve")]
-    Serve(#[source] tonic::transport::Error),
 }
 
 /// The role's entry: options, log, runtime.
@@ -103,7 +100,8 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
         let router = Arc::clone(&router);
         async move { Ok::<_, Infallible>(router.call(request).await) }
     });
-    orlop_rpc::serve(service, incoming, shutdown, GRACE).await.map_err(Error::Serve)
+    orlop_rpc::serve(service, incoming, shutdown, GRACE).await;
+    Ok(())
 }
 
 struct Router {

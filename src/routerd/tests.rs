@@ -43,7 +43,7 @@ impl Fixture {
         let echo = tower::service_fn(move |request| backend(request, events.clone()));
         let forever = CancellationToken::new();
         let serving = orlop_rpc::serve(echo, machined, forever.clone(), GRACE);
-        tasks.spawn(async { serving.await.unwrap() });
+        tasks.spawn(serving);
         tasks.spawn(async { run(options, forever).await.unwrap() });
         Self { channel, folder, events: received, tasks }
     }
@@ -150,7 +150,7 @@ async fn a_daemon_that_is_not_there_is_unavailable_at_once_and_served_when_it_co
     let timed =
         tower::service_fn(|_| async { Err::<Response<Body>, _>(Status::out_of_range("late")) });
     let serving = orlop_rpc::serve(timed, incoming, CancellationToken::new(), GRACE);
-    fixture.tasks.spawn(async { serving.await.unwrap() });
+    fixture.tasks.spawn(serving);
     let late = (Code::OutOfRange, "late".to_owned());
     assert_eq!(fixture.status("/time.TimeService/Time").await, late);
 }
@@ -170,7 +170,7 @@ impl Daemon {
             );
         let stop = CancellationToken::new();
         let serving = orlop_rpc::serve(service, incoming, stop.clone(), GRACE);
-        Self { stop, serving: tokio::spawn(async { serving.await.unwrap() }) }
+        Self { stop, serving: tokio::spawn(serving) }
     }
 
     /// Ends it, its connections included.
@@ -296,7 +296,7 @@ async fn a_backend_lost_under_way_ends_the_answer_with_a_status() {
         async { Ok::<_, Infallible>(Response::new(Body::new(StreamBody::new(half.chain(end))))) }
     });
     let serving = orlop_rpc::serve(half, incoming, CancellationToken::new(), GRACE);
-    tasks.spawn(async { serving.await.unwrap() });
+    tasks.spawn(serving);
     let router = Router::new(&Options { machined: socket, ..Options::parse_from(["routerd"]) });
     let request = Request::post("/machine.MachineService/Logs").body(Body::empty()).unwrap();
     let mut answer = router.call(request).await.into_body();

@@ -1,13 +1,14 @@
 //! Mutual TLS over TCP.
 //!
 //! The listener makes handshakes side by side, each within [`HANDSHAKE_LIMIT`], at most
-//! [`HANDSHAKES`] at a time. When all places are taken, one who has dawdled for [`GRACE`] makes room:
-//! clients that connect and say nothing cannot shut the door for others. Each handshake takes the
+//! [`HANDSHAKES`] at a time. One source has half of the places: with more, its own oldest makes room.
+//! When all places are taken, one who has dawdled for [`GRACE`] does: clients that connect and say
+//! nothing cannot shut the door for others. Each handshake takes the
 //! configuration that is current when it begins, so certificates can change under way.
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
@@ -36,6 +37,8 @@ use crate::rate::Rate;
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 /// Handshakes at a time.
 const HANDSHAKES: usize = 256;
+/// Of one source.
+const HANDSHAKES_EACH: usize = HANDSHAKES / 2;
 /// How long a handshake is safe from having to make room.
 const GRACE: Duration = Duration::from_secs(1);
 /// How long dialling may take, the handshake included.
@@ -113,9 +116,16 @@ struct Door {
     failures: Failures,
     handshakes: JoinSet<Result<Connection, Refused>>,
     /// Oldest first; those that are over stay until it gets crowded.
-    order: VecDeque<(Instant, AbortHandle)>,
+    order: VecDeque<Handshake>,
     /// Of lines about handshakes that failed.
     refusals: Rate,
+}
+
+/// A handshake under way.
+struct Handshake {
+    began: Instant,
+    source: IpAddr,
+    task: AbortHandle,
 }
 
 /// A handshake that failed.
@@ -157,8 +167,8 @@ impl Door {
                 Event::Shaken(Ok(connection)) => return connection,
                 Event::Shaken(Err(Refused { peer, error })) => self.refuse(peer, &error),
                 Event::Dawdled => {
-                    if let Some((_, oldest)) = self.order.pop_front() {
-                        oldest.abort();
+                    if let Some(oldest) = self.order.pop_front() {
+                        oldest.task.abort();
                     }
                 }
                 Event::MadeRoom => {}
@@ -169,12 +179,12 @@ impl Door {
     /// Each arm is cancel-safe: a connection is either still in the queue or in our hands.
     async fn event(&mut self) -> Event {
         if self.order.len() >= HANDSHAKES {
-            self.order.retain(|(_, handshake)| !handshake.is_finished());
+            self.order.retain(|handshake| !handshake.task.is_finished());
         }
         let room = self.handshakes.len() < HANDSHAKES;
         // False again as soon as one was told to go, so that only one goes for each that waits.
         let crowded = self.order.len() >= HANDSHAKES;
-        let dawdles = self.order.front().map_or_else(Instant::now, |(began, _)| *began) + GRACE;
+        let dawdles = self.order.front().map_or_else(Instant::now, |oldest| oldest.began) + GRACE;
         tokio::select! {
             Some(ended) = self.handshakes.join_next() => ended.map_or(Event::MadeRoom, Event::Shaken),
             accepted = self.listener.accept(), if room => match accepted {
@@ -187,6 +197,8 @@ impl Door {
 
     fn shake(&mut self, stream: TcpStream, peer: SocketAddr) {
         let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+        let source = source(peer.ip());
+        self.make_room(source);
         let acceptor = TlsAcceptor::from(Arc::clone(&self.config.borrow()));
         let task = self.handshakes.spawn(async move {
             let shaken = async {
@@ -199,7 +211,18 @@ impl Door {
                 Err(elapsed) => Err(Refused { peer, error: elapsed.into() }),
             }
         });
-        self.order.push_back((Instant::now(), task));
+        self.order.push_back(Handshake { began: Instant::now(), source, task });
+    }
+
+    /// Ends the oldest handshake of a source that has as many as it may.
+    fn make_room(&mut self, source: IpAddr) {
+        let under_way = |other: &Handshake| other.source == source && !other.task.is_finished();
+        if self.order.iter().filter(|other| under_way(other)).count() >= HANDSHAKES_EACH
+            && let Some(at) = self.order.iter().position(under_way)
+            && let Some(oldest) = self.order.remove(at)
+        {
+            oldest.task.abort();
+        }
     }
 
     fn refuse(&mut self, peer: SocketAddr, error: &io::Error) {
@@ -209,6 +232,17 @@ impl Door {
         }
         if let Some(held) = self.refusals.pass(std::time::Instant::now()) {
             info!(%peer, %error, untold = (held > 0).then_some(held), "TLS handshake failed");
+        }
+    }
+}
+
+/// Who is counted as one: an IPv4 address, or an IPv6 network of 64 bits, which is what one machine can
+/// have all addresses of.
+fn source(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(address) => {
+            Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into()
         }
     }
 }

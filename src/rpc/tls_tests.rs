@@ -148,6 +148,30 @@ async fn new_certificates_hold_for_new_handshakes_and_old_connections_stay() {
     assert!(ask(&late).await.is_err());
 }
 
+async fn dial_from(source: [u8; 4], address: SocketAddr) -> TcpStream {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind((source, 0).into()).unwrap();
+    socket.connect(address).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_flood_from_one_source_only_makes_room_of_its_own() {
+    let ca = authority();
+    let server = Server::start(server_config(&ca, "node")).await;
+    let address = SocketAddr::from(([127, 0, 0, 1], server.port));
+    let channel = server.dial("127.0.0.1", client_config(&ca, Some(&ca)));
+    let mut silent = VecDeque::new();
+    for _ in 0..HANDSHAKES_EACH {
+        silent.push_back(dial_from([127, 0, 0, 9], address).await);
+    }
+    for _ in 0..2_000 {
+        silent.push_back(dial_from([127, 0, 0, 9], address).await);
+        let mut oldest = silent.pop_front().unwrap();
+        assert_eq!(oldest.read(&mut [0; 1]).await.unwrap_or(0), 0, "the oldest is closed");
+    }
+    ask(&channel).await.unwrap();
+}
+
 #[tokio::test]
 async fn who_says_nothing_makes_room_for_others() {
     let ca = authority();
@@ -158,8 +182,9 @@ async fn who_says_nothing_makes_room_for_others() {
     let mut tasks = JoinSet::new();
     tasks.spawn(async move { incoming.next().await.unwrap().unwrap() });
     let mut silent = Vec::new();
-    for _ in 0..=HANDSHAKES {
-        silent.push(TcpStream::connect(address).await.unwrap());
+    for number in 0..=HANDSHAKES {
+        // From more sources than could be sent away for being too many.
+        silent.push(dial_from([127, 0, 1, 1 + u8::try_from(number % 100).unwrap()], address).await);
     }
     let channel = channel("127.0.0.1", address.port(), client_config(&ca, Some(&ca)));
     tokio::select! {

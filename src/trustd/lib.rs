@@ -94,9 +94,6 @@ pub enum Error {
     /// The port cannot be opened.
     #[error("open the port")]
     Listen(#[source] io::Error),
-    /// The server stopped.
-    #[error("serve")]
-    Serve(#[source] tonic::transport::Error),
 }
 
 /// The role's entry: options, log, runtime.
@@ -141,7 +138,7 @@ impl Trustd {
     /// Serves until `shutdown`.
     ///
     /// # Errors
-    /// When the server cannot be set up.
+    /// None yet.
     pub async fn serve(self, shutdown: CancellationToken) -> Result<(), Error> {
         let Self { options, listener, address, files, identity } = self;
         let (config, configs) = watch::channel(Arc::clone(&identity.server));
@@ -160,9 +157,10 @@ impl Trustd {
             trust.become_known_as(identity);
         });
         tokio::select! {
-            served = serving => served.map_err(Error::Serve),
-            () = looking => Ok(()),
+            () = serving => {}
+            () = looking => {}
         }
+        Ok(())
     }
 }
 

@@ -332,7 +332,7 @@ mod tests {
         tasks.spawn(orlop_rpc::serve(server, incoming, shutdown.clone(), Duration::ZERO));
         test(orlop_rpc::unix::channel(&socket)).await;
         shutdown.cancel();
-        tasks.join_next().await.unwrap().unwrap().unwrap();
+        tasks.join_next().await.unwrap().unwrap();
     }
 
     #[tokio::test]

@@ -92,7 +92,8 @@ pub(crate) async fn serve(node: Node, shutdown: CancellationToken) -> io::Result
         .accept_compressed(CompressionEncoding::Gzip)
         .max_decoding_message_size(REQUEST_LIMIT);
     let routes = Routes::new(machine).add_service(told).add_service(storage);
-    orlop_rpc::serve(routes, incoming, shutdown, GRACE).await.map_err(io::Error::other)
+    orlop_rpc::serve(routes, incoming, shutdown, GRACE).await;
+    Ok(())
 }
 
 #[derive(Debug)]
