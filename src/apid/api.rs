@@ -10,6 +10,7 @@ use orlop_rpc::proxy::{Backend, Method};
 use orlop_rpc::tls::Peer;
 use tonic::body::Body;
 use tonic::transport::Channel;
+use tonic::transport::server::UdsConnectInfo;
 use tonic::{Code, Status};
 
 use crate::fanout::{self, Leg, Question};
@@ -75,7 +76,10 @@ impl Door {
     pub(crate) async fn call(&self, request: Request<Body>) -> Response<Body> {
         let call = self.log.begin(&request, || match request.extensions().get::<Peer>() {
             Some(peer) => peer.address.to_string(),
-            None => "unknown".to_owned(),
+            None => match process(&request) {
+                Some(uid) => format!("a process of user {uid}"),
+                None => "unknown".to_owned(),
+            },
         });
         call.watch(self.answer(request).await.unwrap_or_else(Status::into_http))
     }
@@ -145,17 +149,26 @@ impl Current {
     }
 }
 
-/// The caller's roles: its certificate's, or what it states if that lets it speak for others.
+/// The caller's roles: its certificate's, or what it states if that lets it speak for others. Who comes
+/// from the node itself has those it states, if it may have any.
 fn roles(request: &Request<Body>, nameless: Nameless) -> Result<Roles, Status> {
+    let headers = request.headers();
+    let stated = headers.contains_key(TALOS_ROLE).then(|| values(headers, &TALOS_ROLE));
+    if let Some(uid) = process(request) {
+        return Ok(Roles::of_process(uid, stated.into_iter().flatten()));
+    }
     let peer = request.extensions().get::<Peer>();
     let Some(certificate) = peer.and_then(|peer| peer.certificates.first()) else {
         return Err(Status::unauthenticated("no client certificate"));
     };
     let own = orlop_pki::certificate::organizations(certificate)
         .map_err(|_| Status::unauthenticated("the client certificate cannot be read"))?;
-    let headers = request.headers();
-    let stated = headers.contains_key(TALOS_ROLE).then(|| values(headers, &TALOS_ROLE));
     Ok(Roles::establish(own, stated, nameless))
+}
+
+/// The user of a caller that came over the socket inside the node.
+fn process(request: &Request<Body>) -> Option<u32> {
+    request.extensions().get::<UdsConnectInfo>()?.peer_cred.map(|process| process.uid())
 }
 
 /// Tells the next hop the caller's roles, and nothing else it may have been told.

@@ -1,6 +1,7 @@
 //! apid: the front door of the node, and the way to the other nodes.
 //!
-//! Callers come over mutual TLS ([`identity`] keeps the certificates current). [`roles`] says whether
+//! Callers come over mutual TLS ([`identity`] keeps the certificates current), or, from the node itself,
+//! over a socket. [`roles`] says whether
 //! they may make the call, [`machine`] where it goes: to routerd, to one other node, or to many, whose
 //! answers [`fanout`] asks for and [`merge`] makes one. [`nodes`] holds the connections to other nodes,
 //! [`api`] puts it together for each call. Messages pass as bytes: no request is ever decoded here,
@@ -28,6 +29,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
+use futures_util::future::OptionFuture;
 use orlop_rpc::{tls, unix};
 use orlop_rt::CancellationToken;
 use tokio::net::TcpListener;
@@ -52,6 +54,9 @@ pub struct Options {
     /// Where to listen; [::] takes IPv4 as well
     #[arg(long, value_name = "ADDRESS", default_value_t = (Ipv6Addr::UNSPECIFIED, PORT).into())]
     pub listen: SocketAddr,
+    /// A socket for programs of this node, who may do what they say in talos-role if they are root's
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
     /// The folder of ca.crt, tls.crt, tls.key and, where calls may be forwarded, client.crt and client.key
     #[arg(long, value_name = "FOLDER", default_value = "/system/secrets/apid")]
     pub secrets: PathBuf,
@@ -84,8 +89,8 @@ pub enum Error {
     /// There are no certificates to begin with.
     #[error(transparent)]
     Identity(#[from] identity::Error),
-    /// The port cannot be opened.
-    #[error("open the port")]
+    /// The port, or the socket, cannot be opened.
+    #[error("open the door")]
     Listen(#[source] io::Error),
 }
 
@@ -140,7 +145,7 @@ impl Apid {
     /// Serves until `shutdown`.
     ///
     /// # Errors
-    /// When the server cannot be set up.
+    /// When the socket cannot be made.
     pub async fn serve(self, shutdown: CancellationToken) -> Result<(), Error> {
         let Self { options, listener, address, files, identity } = self;
         let (config, configs) = watch::channel(Arc::clone(&identity.server));
@@ -156,14 +161,19 @@ impl Apid {
             let door = Arc::clone(&answering);
             async move { Ok::<_, Infallible>(door.call(request).await) }
         });
+        let inside =
+            options.socket.as_ref().map(unix::listen).transpose().map_err(Error::Listen)?;
         info!(%address, "listening");
-        let serving = orlop_rpc::serve(service, tls::incoming(listener, configs), shutdown, GRACE);
+        let inside =
+            inside.map(|inside| orlop_rpc::serve(service.clone(), inside, shutdown.clone(), GRACE));
+        let outside = orlop_rpc::serve(service, tls::incoming(listener, configs), shutdown, GRACE);
+        let serving = async { tokio::join!(outside, OptionFuture::from(inside)) };
         let looking = files.follow(options.look_every, |identity| {
             config.send_replace(Arc::clone(&identity.server));
             door.become_known_as(identity);
         });
         tokio::select! {
-            () = serving => {}
+            _ = serving => {}
             () = looking => {}
         }
         Ok(())

@@ -55,6 +55,12 @@ impl Roles {
         }
     }
 
+    /// Those of a process of this node: root may have any, so it has what it states, and nothing unless
+    /// it does; others have none (§3.4, as on machined's socket).
+    pub(crate) fn of_process(uid: u32, stated: impl IntoIterator<Item = String>) -> Self {
+        if uid == 0 { Self::collect(stated) } else { Self::default() }
+    }
+
     /// Everybody's, on a node without a configuration (§11.2).
     pub(crate) fn in_maintenance() -> Self {
         Self::collect([READER.to_owned()])
@@ -300,6 +306,14 @@ mod tests {
             assert_eq!(itself, roles(IMPERSONATOR));
         }
         assert_eq!(Roles::establish(own(""), stated(), Nameless::Nobody), roles(""));
+    }
+
+    #[test]
+    fn only_root_has_roles_on_the_node_itself_and_those_it_states() {
+        let stated = || ["os:reader".to_owned()];
+        assert_eq!(Roles::of_process(0, stated()), roles(READER));
+        assert_eq!(Roles::of_process(0, []), roles(""));
+        assert_eq!(Roles::of_process(50, stated()), roles(""));
     }
 
     #[test]

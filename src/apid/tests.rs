@@ -340,15 +340,66 @@ async fn a_call_without_targets_is_answered_by_the_node_itself() {
 }
 
 #[tokio::test]
-async fn only_certificates_of_the_machine_authority_get_in() {
+async fn only_certificates_that_are_the_authoritys_valid_now_and_for_clients_get_in() {
     let mut cluster = Cluster::new();
     let node = cluster.node(1, true).await;
-    let foreign = client_pair(&authority(), &["os:admin"]);
-    for identity in [None, Some((foreign.crt.as_str(), foreign.key.expose()))] {
+    let now = SystemTime::now();
+    let leaf = |usage| Leaf {
+        common_name: "admin".to_owned(),
+        organizations: vec!["os:admin".to_owned()],
+        usage,
+        dns: Vec::new(),
+        ips: vec![Ipv4Addr::LOCALHOST.into()],
+        lifetime: HOUR,
+    };
+    let by = |ca: &Authority, usage, when| ca.issue(&leaf(usage), when).unwrap();
+    let foreign = authority();
+    for (what, pair) in [
+        ("none", None),
+        ("of another authority of the same name", Some(by(&foreign, Usage::Client, now))),
+        ("self-signed, with the authority's name", Some(foreign.pair().clone())),
+        ("the authority's own", Some(cluster.ca.pair().clone())),
+        ("expired", Some(by(&cluster.ca, Usage::Client, now - 10 * HOUR))),
+        ("not valid yet", Some(by(&cluster.ca, Usage::Client, now + 10 * HOUR))),
+        ("for servers", Some(by(&cluster.ca, Usage::Server, now))),
+    ] {
+        let identity = pair.as_ref().map(|pair| (pair.crt.as_str(), pair.key.expose()));
         let refused = Client::new(cluster.dial(&node, identity)).hostname(()).await.unwrap_err();
-        assert!(format!("{refused:?}").contains("received fatal alert"), "{refused:?}");
+        // The handshake failed: nobody asked for roles.
+        assert_ne!(refused.code(), Code::PermissionDenied, "{what}");
+        assert!(node.seen.is_empty(), "{what}");
     }
     cluster.admin(&node).hostname(()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_node_named_by_loopback_is_asked_once_and_by_itself() {
+    let mut cluster = Cluster::new();
+    let mut node = cluster.node(1, true).await;
+    let mut client = cluster.admin(&node);
+    for key in ["node", "nodes"] {
+        for name in ["localhost", "127.0.0.1"] {
+            client.hostname(with((), &[(key, name)])).await.unwrap();
+            let metadata = called(&mut node).await;
+            assert_eq!(values(&metadata, "proxyfrom"), [format!("127.0.0.1:{}", cluster.port)]);
+        }
+    }
+    // Who says it has been routed goes no further, wherever it wants to.
+    client.hostname(with((), &[("proxyfrom", "x"), ("nodes", "127.0.0.9")])).await.unwrap();
+    called(&mut node).await;
+    assert!(node.seen.is_empty(), "each call came once");
+}
+
+#[tokio::test]
+async fn headers_that_are_too_long_are_refused_and_the_next_call_is_answered() {
+    let mut cluster = Cluster::new();
+    let mut node = cluster.node(1, true).await;
+    let mut client = cluster.admin(&node);
+    let long = "y".repeat(300 << 10);
+    client.hostname(with((), &[("x-long", &long)])).await.unwrap_err();
+    client.hostname(()).await.unwrap();
+    called(&mut node).await;
+    assert!(node.seen.is_empty(), "the long one never came through");
 }
 
 #[tokio::test]
@@ -411,6 +462,34 @@ async fn certificates_without_roles_are_for_everything_where_the_switch_is_on() 
     }
     let mut reader = Client::new(cluster.channel(&node, &["os:reader"]));
     assert_eq!(reader.shutdown(()).await.unwrap_err().code(), Code::PermissionDenied);
+}
+
+#[tokio::test]
+async fn programs_of_the_node_come_over_a_socket_and_have_the_roles_they_state_if_they_are_roots() {
+    use std::os::unix::fs::MetadataExt as _;
+
+    let mut cluster = Cluster::new();
+    let secrets = cluster.secrets(1, true);
+    let socket = secrets.path().join("run/apid.sock");
+    let path = socket.clone();
+    let mut node = cluster.start_with(1, secrets, |options| options.socket = Some(path)).await;
+    while !socket.exists() {
+        tokio::task::yield_now().await;
+    }
+    let root = fs::metadata(&socket).unwrap().uid() == 0;
+    let mut client = Client::new(unix::channel(&socket));
+    let nothing = client.hostname(()).await.unwrap_err();
+    assert_eq!(nothing.code(), Code::PermissionDenied);
+    for targets in [&[][..], &[("nodes", "127.0.0.1")]] {
+        let metadata = [targets, &[("talos-role", "os:reader")]].concat();
+        let answer = client.hostname(with((), &metadata)).await;
+        assert_eq!(answer.is_ok(), root, "{answer:?}");
+        if root {
+            assert_eq!(values(&called(&mut node).await, "talos-role"), ["os:reader"]);
+        }
+    }
+    let denied = client.shutdown(with((), &[("talos-role", "os:reader")])).await.unwrap_err();
+    assert_eq!(denied.code(), Code::PermissionDenied);
 }
 
 #[tokio::test]

@@ -39,6 +39,8 @@ use crate::node::{BOOT_LIMIT, Node};
 pub(crate) const BINARY: &str = "/sbin/orlop";
 pub(crate) const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
 pub(crate) const NETWORKD_SOCKET: &str = "/system/run/networkd/networkd.sock";
+/// For programs of the node, in containers that have its folder.
+const APID_SOCKET: &str = "/system/run/apid/apid.sock";
 const ROUTERD_SOCKET: &str = "/system/run/routerd/routerd.sock";
 const UDEVD_SOCKET: &str = "/system/run/udevd/udevd.sock";
 const UDEV_RULES: &str = "/system/etc/udev.rules";
@@ -291,7 +293,8 @@ fn runtime() -> Containerd {
 
 fn socket_folders() -> Result<(), Error> {
     socket_folder(Path::new(NETWORKD_SOCKET), NETWORKD_UID, ROUTERD_UID)?;
-    socket_folder(Path::new(ROUTERD_SOCKET), ROUTERD_UID, APID_UID)
+    socket_folder(Path::new(ROUTERD_SOCKET), ROUTERD_UID, APID_UID)?;
+    socket_folder(Path::new(APID_SOCKET), APID_UID, 0)
 }
 
 /// Starts all that are loaded and waits until they are up.
@@ -410,12 +413,16 @@ fn routerd(containerd: &Containerd) -> Definition {
 }
 
 fn apid(containerd: &Containerd, args: &[&str], identified: bool) -> Definition {
-    let mut spec = daemon("apid", APID_UID, args);
+    let mut spec = daemon("apid", APID_UID, &[&["--socket", APID_SOCKET], args].concat());
     spec.host.network = true;
     spec.seccomp = Some(Profile::new([Group::Unix, Group::Inet]));
     spec.oom_score_adj = PRECIOUS;
     spec.memory_limit_bytes = Some(128 << 20);
-    spec.binds.extend([same_read_only(APID_SECRETS), same_read_only(folder(ROUTERD_SOCKET))]);
+    spec.binds.extend([
+        same_read_only(APID_SECRETS),
+        same_read_only(folder(ROUTERD_SOCKET)),
+        same_read_write(folder(APID_SOCKET)),
+    ]);
     let prepare = Hook::new(move || async move {
         if identified { Ok(Prepared::Run) } else { Ok(Prepared::Skip) }
     });
