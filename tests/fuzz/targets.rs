@@ -49,6 +49,7 @@ pub static TARGETS: &[Target] = &[
     ("grpc_path", grpc_path, &[b"/machine.MachineService/Memory"]),
     ("etcd_snapshot", etcd_snapshot, &[SNAPSHOT]),
     ("answer_to_merge", answer_to_merge, &[b"\x0a\x04\x12\x02ok"]),
+    ("framed_messages", framed_messages, &[b"\0\0\0\0\x02ok\x01\0\0\0\0"]),
 ];
 
 pub fn kernel_arguments(bytes: &[u8]) {
@@ -232,6 +233,29 @@ pub fn module_alias(bytes: &[u8]) {
 
 pub fn grpc_path(bytes: &[u8]) {
     let _ = orlop_rpc::proxy::Method::parse(&String::from_utf8_lossy(bytes));
+}
+
+pub fn framed_messages(bytes: &[u8]) {
+    // Wherever the stream is cut, the same messages come out.
+    let read = |size: usize| {
+        let (mut frames, mut messages) = (orlop_apid::merge::Frames::new(4096), Vec::new());
+        for chunk in bytes.chunks(size) {
+            frames.push(chunk);
+            loop {
+                match frames.next_message() {
+                    Ok(Some(framed)) => messages.push((framed.compressed, framed.message)),
+                    Ok(None) => break,
+                    Err(_) => return messages,
+                }
+            }
+        }
+        messages
+    };
+    let at_once = read(bytes.len().max(1));
+    for (_, message) in &at_once {
+        let _ = orlop_apid::merge::mark_message(message, "10.0.0.2");
+    }
+    assert_eq!(read(1), at_once);
 }
 
 pub fn answer_to_merge(bytes: &[u8]) {
