@@ -20,9 +20,17 @@ impl Cluster {
     /// # Errors
     /// When the command line fails.
     pub fn in_folder(folder: &Path) -> Result<Self> {
+        Self::at("127.0.0.1", folder)
+    }
+
+    /// The same, of nodes that find each other at `host`.
+    ///
+    /// # Errors
+    /// When the command line fails.
+    pub fn at(host: &str, folder: &Path) -> Result<Self> {
         let cluster = Self { folder: folder.to_owned() };
         if !(cluster.controlplane_path().exists() && cluster.talosconfig().exists()) {
-            let args = ["gen", "config", NAME, "https://127.0.0.1:6443"];
+            let args = ["gen", "config", NAME, &format!("https://{host}:6443")];
             let sans = ["--additional-sans", "127.0.0.1,localhost", "--force", "-o"];
             let output = limited(30)
                 .args(args)
@@ -41,6 +49,15 @@ impl Cluster {
     /// When it cannot be read.
     pub fn controlplane(&self) -> Result<String> {
         let path = self.controlplane_path();
+        fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
+    }
+
+    /// The machine configuration of a worker.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn worker(&self) -> Result<String> {
+        let path = self.folder.join("worker.yaml");
         fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
     }
 

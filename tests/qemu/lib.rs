@@ -1,8 +1,7 @@
 //! Boots nodes under QEMU and talks to them as an operator would.
 //!
-//! One harness for three users: `make run` (`orlop-qemu run`), the
-//! smoke tests (`smoke.rs`) and the bench (`benches/figures.rs`). A [`Boot`] describes a machine and
-//! starts it; the [`Machine`] it becomes has a [`Console`] to wait on and dies with its owner. A
+//! One harness for three users: `make run` (`orlop-qemu run`), the smoke tests (`smoke.rs`,
+//! `cluster_of_three.rs`) and the bench (`benches/figures.rs`). A [`Boot`] describes a machine and starts it; the [`Machine`] it becomes has a [`Console`] to wait on and dies with its owner. A
 //! [`Cluster`] holds generated configurations; [`serve`] gives one to the guest over HTTP and
 //! [`volume`] on a labelled disk. [`Operator`] is the real command line, pointed at one node.
 //! [`Agent`] reaches into a guest that was booted with one, to kill and to orphan processes, which
@@ -15,13 +14,14 @@ mod agent_link;
 mod cluster;
 mod console;
 mod machine;
+mod monitor;
 pub mod serve;
 pub mod volume;
 
 pub use agent_link::Agent;
 pub use cluster::{Cluster, Operator, Row};
 pub use console::{Console, Found, Line, Mark};
-pub use machine::{Boot, Forward, Machine};
+pub use machine::{Boot, Cable, Forward, Machine};
 
 use std::env;
 use std::path::PathBuf;

@@ -2,17 +2,21 @@
 
 use std::fs::File;
 use std::net::{Ipv4Addr, TcpListener};
+use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use tempfile::TempDir;
 
 use crate::accel::Accel;
 use crate::agent_link::{self, Agent};
 use crate::console::Console;
+use crate::monitor::Monitor;
 
 /// A port of 127.0.0.1 that leads to a port of the guest.
 #[derive(Clone, Copy, Debug)]
@@ -42,12 +46,39 @@ pub struct Boot {
     kernel: Option<PathBuf>,
     initrd: Option<PathBuf>,
     arguments: Vec<String>,
-    networks: Vec<Vec<Forward>>,
+    cards: Vec<Card>,
+    memory_mib: u32,
     drives: Vec<String>,
     log: Option<PathBuf>,
     agent: Option<PathBuf>,
     no_reboot: bool,
     complaints: Complaints,
+}
+
+/// A network card, by what it is connected to.
+#[derive(Debug)]
+enum Card {
+    /// QEMU's user networking.
+    User(Vec<Forward>),
+    /// A switch within this machine's QEMU, and who else is plugged in there.
+    Switch(Vec<Cable>),
+    /// Another machine's switch.
+    Cable(Cable),
+}
+
+/// One end of a network cable between two machines.
+#[derive(Debug)]
+pub struct Cable(OwnedFd);
+
+impl Cable {
+    /// Both ends of a new one.
+    ///
+    /// # Errors
+    /// When the host has no more sockets.
+    pub fn new() -> Result<(Self, Self)> {
+        let (one, other) = UnixStream::pair().context("make a network cable")?;
+        Ok((Self(one.into()), Self(other.into())))
+    }
 }
 
 /// What becomes of QEMU's own messages.
@@ -85,10 +116,13 @@ impl Boot {
     /// # Errors
     /// When it was not built.
     pub fn kernel(accel: Accel) -> Result<Self> {
-        // A translated machine is late at times; were its time stamp counter found unstable for that,
-        // the kernel would exchange code in its tick: see `boot_again_after_int3`.
+        // A translated machine is late at times. The kernel must not panic because its timer did not
+        // tick within the moment it is tried for; and were its time stamp counter found unstable, the
+        // kernel would exchange code in its tick: see `boot_again_after_int3`.
         let arguments = match accel {
-            Accel::Tcg | Accel::TcgThreads => vec!["tsc=reliable".to_owned()],
+            Accel::Tcg | Accel::TcgThreads => {
+                vec!["no_timer_check".to_owned(), "tsc=reliable".to_owned()]
+            }
             Accel::Kvm => Vec::new(),
         };
         let kernel = Some(existing(crate::out().join("vmlinuz"))?);
@@ -113,7 +147,8 @@ impl Boot {
             kernel: None,
             initrd: None,
             arguments: Vec::new(),
-            networks: Vec::new(),
+            cards: Vec::new(),
+            memory_mib: 2048,
             drives: Vec::new(),
             log: None,
             agent: None,
@@ -133,7 +168,28 @@ impl Boot {
     /// on. The host is .2 of each.
     #[must_use]
     pub fn network(mut self, forwards: &[Forward]) -> Self {
-        self.networks.push(forwards.to_vec());
+        self.cards.push(Card::User(forwards.to_vec()));
+        self
+    }
+
+    /// Adds a network card on a switch of the machine's own, into which `cables` are plugged, too.
+    #[must_use]
+    pub fn switch(mut self, cables: Vec<Cable>) -> Self {
+        self.cards.push(Card::Switch(cables));
+        self
+    }
+
+    /// Adds a network card that `cable` leads away from.
+    #[must_use]
+    pub fn cable(mut self, cable: Cable) -> Self {
+        self.cards.push(Card::Cable(cable));
+        self
+    }
+
+    /// Another size of memory.
+    #[must_use]
+    pub fn memory_mib(mut self, memory_mib: u32) -> Self {
+        self.memory_mib = memory_mib;
         self
     }
 
@@ -211,7 +267,8 @@ impl Boot {
             "-nodefaults",
             "-no-user-config",
         ]);
-        command.args(["-display", "none", "-machine", "q35", "-m", "2048", "-smp", "2"]);
+        command.args(["-display", "none", "-machine", "q35", "-smp", "2"]);
+        command.arg("-m").arg(self.memory_mib.to_string());
         command.args(self.accel.arguments());
         command.args(["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]);
         command.args(["-device", "virtio-rng-pci"]);
@@ -221,16 +278,17 @@ impl Boot {
         if let Some(initrd) = &self.initrd {
             command.arg("-initrd").arg(initrd);
         }
-        for (i, forwards) in self.networks.iter().enumerate() {
-            let mut network = format!("user,id=net{i},net=10.0.{}.0/24", i + 2);
-            for Forward { host, guest: (address, port) } in forwards {
-                let address =
-                    if address.is_unspecified() { String::new() } else { address.to_string() };
-                network += &format!(",hostfwd=tcp:127.0.0.1:{host}-{address}:{port}");
+        let mut passed = Vec::new();
+        for (i, card) in self.cards.into_iter().enumerate() {
+            for network in card.networks(i, &mut passed)? {
+                command.arg("-netdev").arg(network);
             }
-            command.args(["-netdev", &network]);
             command.args(["-device", &format!("virtio-net-pci,netdev=net{i},romfile=")]);
         }
+        let (monitor, qemus_end) = UnixStream::pair().context("make QEMU's monitor")?;
+        let qemus_end = pass(qemus_end.into(), &mut passed)?;
+        command.args(["-chardev", &format!("socket,id=monitor,fd={qemus_end}")]);
+        command.args(["-mon", "chardev=monitor,mode=control"]);
         for drive in &self.drives {
             command.args(["-drive", drive]);
         }
@@ -249,9 +307,45 @@ impl Boot {
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit());
         let mut qemu = command.spawn().context("start qemu-system-x86_64 by setpriv")?;
+        drop(passed);
         let output = qemu.stdout.take().context("QEMU has no output")?;
-        Ok(Machine { console: Console::follow(output, log), qemu, agent, _scratch: scratch })
+        let console = Console::follow(output, log);
+        Ok(Machine { console, qemu, agent, monitor: Monitor::new(monitor), _scratch: scratch })
     }
+}
+
+impl Card {
+    /// What the `i`th card is connected to, as values of `-netdev`; what they refer to joins `passed`.
+    fn networks(self, i: usize, passed: &mut Vec<OwnedFd>) -> Result<Vec<String>> {
+        Ok(match self {
+            Self::User(forwards) => {
+                let mut network = format!("user,id=net{i},net=10.0.{}.0/24", i + 2);
+                for Forward { host, guest: (address, port) } in forwards {
+                    let address =
+                        if address.is_unspecified() { String::new() } else { address.to_string() };
+                    network += &format!(",hostfwd=tcp:127.0.0.1:{host}-{address}:{port}");
+                }
+                vec![network]
+            }
+            Self::Cable(Cable(end)) => vec![format!("socket,id=net{i},fd={}", pass(end, passed)?)],
+            Self::Switch(cables) => {
+                let mut networks = vec![format!("hubport,id=net{i},hubid={i}")];
+                for (n, Cable(end)) in cables.into_iter().enumerate() {
+                    networks.push(format!("socket,id=cable{n},fd={}", pass(end, passed)?));
+                    networks.push(format!("hubport,id=port{n},hubid={i},netdev=cable{n}"));
+                }
+                networks
+            }
+        })
+    }
+}
+
+/// Lets the next program that is started inherit `file`, under this number.
+fn pass(file: OwnedFd, passed: &mut Vec<OwnedFd>) -> Result<RawFd> {
+    fcntl(&file, FcntlArg::F_SETFD(FdFlag::empty())).context("pass a socket to QEMU")?;
+    let number = file.as_raw_fd();
+    passed.push(file);
+    Ok(number)
 }
 
 /// A running machine; dropping it pulls the plug.
@@ -260,6 +354,7 @@ pub struct Machine {
     console: Console,
     qemu: Child,
     agent: PathBuf,
+    monitor: Monitor,
     _scratch: TempDir,
 }
 
@@ -276,6 +371,22 @@ impl Machine {
     /// When it does not answer within 30 s.
     pub fn agent(&self) -> Result<Agent> {
         Agent::connect(&self.agent)
+    }
+
+    /// Pulls the `n`th cable out of its switch; nobody at either end is told.
+    ///
+    /// # Errors
+    /// When QEMU does not do it.
+    pub fn unplug(&mut self, n: usize) -> Result<()> {
+        self.monitor.set_link(&format!("cable{n}"), false)
+    }
+
+    /// Puts it back.
+    ///
+    /// # Errors
+    /// When QEMU does not do it.
+    pub fn plug(&mut self, n: usize) -> Result<()> {
+        self.monitor.set_link(&format!("cable{n}"), true)
     }
 
     /// Waits until it has switched itself off.
