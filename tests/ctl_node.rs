@@ -14,7 +14,8 @@ use orlop_proto::common::{Data, Metadata};
 use orlop_proto::google::rpc;
 use orlop_proto::machine::machine_service_server::{MachineService, MachineServiceServer};
 use orlop_proto::machine::{
-    ConnectRecord, CopyRequest, DiskUsageInfo, DiskUsageRequest, DmesgRequest, Event,
+    Bootstrap, BootstrapRequest, BootstrapResponse, ConnectRecord, CopyRequest, DiskUsageInfo,
+    DiskUsageRequest, DmesgRequest, EtcdRecover, EtcdRecoverResponse, EtcdSnapshotRequest, Event,
     EventsRequest, FileInfo, GenerateClientConfiguration, GenerateClientConfigurationRequest,
     GenerateClientConfigurationResponse, ImageListRequest, ImageListResponse, ListRequest, LoadAvg,
     LoadAvgResponse, LogsContainer, LogsContainersResponse, LogsRequest, MemInfo, Memory,
@@ -32,7 +33,7 @@ use prost::Message as _;
 use support::{Home, Ran};
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::metadata::MetadataMap;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 /// A machine configuration with two secrets.
 const CONFIG: &str = "machine:\n  type: worker\n  token: 0123ab.0123456789abcdef\n\
@@ -356,6 +357,33 @@ fn usage_is_summed_by_node_and_fails_when_no_path_can_be_walked() {
     assert_eq!(ran.stderr, "warning: sum up /var, /no: a: lstat /no: gone\n");
     let ran = node.run(&["usage", "/no", "-t", "-100"]);
     assert_eq!((ran.code, ran.stdout.as_str()), (Some(1), ""), "{ran:?}");
+}
+
+#[test]
+fn a_snapshot_of_etcd_is_saved_whole_or_not_at_all_and_begins_another_cluster() {
+    let node = Node::start();
+    let saved = node.home.path("saved");
+    let ran = node.run(&["-n", "a", "etcd", "snapshot", "saved"]);
+    assert_eq!((ran.code, ran.stdout.as_str()), (Some(0), ""), "{ran:?}");
+    assert_eq!(ran.stderr, "200 kB of etcd are in saved\n");
+    assert_eq!(std::fs::read(&saved).unwrap(), snapshot());
+    let ran = node.run(&["-n", DEAD, "etcd", "snapshot", "saved"]);
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert_eq!(std::fs::read(&saved).unwrap(), snapshot());
+    assert!(!node.home.path("saved.part").exists());
+
+    let ran = node.run(&["-n", "a", "bootstrap", "--recover-from", "saved"]);
+    assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), "a bootstraps its cluster\n"), "{ran:?}");
+    let ran = node.run(&["-n", "a", "bootstrap", "--recover-from", "none"]);
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert!(ran.stderr.starts_with("error: read none: "), "{ran:?}");
+    let ran = node.run(&["-n", "a,b", "bootstrap"]);
+    assert_eq!(ran.code, Some(64), "{ran:?}");
+}
+
+/// What the fake's etcd holds.
+fn snapshot() -> Vec<u8> {
+    (0..200_000_u32).map(|at| at.to_le_bytes()[0]).collect()
 }
 
 #[test]
@@ -887,6 +915,46 @@ impl MachineService for Fake {
             ..ImageListResponse::default()
         };
         Ok(Response::new(Box::pin(tokio_stream::once(Ok(image)))))
+    }
+
+    async fn etcd_snapshot(
+        &self,
+        request: Request<EtcdSnapshotRequest>,
+    ) -> Result<Response<Answers<Data>>, Status> {
+        let nodes = request.metadata().get_all("nodes");
+        if nodes.iter().any(|node| node == DEAD) {
+            let lost = Err(Status::unavailable("etcd went away"));
+            return Ok(Response::new(Box::pin(tokio_stream::iter([piece(b"head"), lost]))));
+        }
+        let pieces: Vec<_> = snapshot().chunks(4096).map(piece).collect();
+        Ok(Response::new(Box::pin(tokio_stream::iter(pieces))))
+    }
+
+    async fn etcd_recover(
+        &self,
+        request: Request<Streaming<Data>>,
+    ) -> Result<Response<EtcdRecoverResponse>, Status> {
+        let metadata = request.metadata();
+        assert!(metadata.get("nodes").is_none() && metadata.get("node").is_some());
+        let (mut pieces, mut bytes) = (request.into_inner(), Vec::new());
+        while let Some(piece) = pieces.message().await? {
+            bytes.extend(piece.bytes);
+        }
+        if bytes.is_empty() {
+            return Err(Status::invalid_argument("no snapshot"));
+        }
+        assert_eq!(bytes, snapshot());
+        let messages = vec![EtcdRecover { metadata: None }];
+        Ok(Response::new(EtcdRecoverResponse { messages }))
+    }
+
+    async fn bootstrap(
+        &self,
+        request: Request<BootstrapRequest>,
+    ) -> Result<Response<BootstrapResponse>, Status> {
+        assert!(request.get_ref().recover_etcd && !request.get_ref().recover_skip_hash_check);
+        let bootstrap = |metadata| Bootstrap { metadata };
+        Ok(Response::new(BootstrapResponse { messages: each(request.metadata(), bootstrap) }))
     }
 
     async fn packet_capture(
