@@ -62,7 +62,7 @@ pub(crate) fn told(node: Node) -> NodeServiceClient<Node> {
 pub(crate) struct Client {
     /// Tried in turn; never empty.
     endpoints: Arc<[Way]>,
-    /// The endpoint that is tried first: the one that was reached last.
+    /// The endpoint that is tried first when nodes are named: the one that was reached last.
     first: Arc<AtomicUsize>,
     targets: Targets,
     tls: Arc<ClientConfig>,
@@ -120,7 +120,10 @@ impl Client {
     pub(crate) fn each(&self) -> Vec<Self> {
         let quiet = self.silent();
         if self.targets.nodes.is_empty() {
-            return vec![quiet];
+            // The first endpoint is the node that is meant: no other one answers under its name.
+            let endpoint = self.endpoints[0].endpoint.clone();
+            let endpoints = [Way { endpoint, channel: OnceLock::new() }].into();
+            return vec![Self { endpoints, first: Arc::default(), ..quiet }];
         }
         let alone = |node: &MetadataValue<Ascii>| {
             let nodes = vec![node.clone()];
@@ -259,7 +262,9 @@ impl Client {
     ) -> Result<(&Endpoint, T), Error> {
         let mut attempts = Vec::new();
         let count = self.endpoints.len();
-        let first = self.first.load(Ordering::Relaxed);
+        // Who names no node means the endpoint: another one is no substitute for longer than it is away.
+        let named = !targets.nodes.is_empty();
+        let first = if named { self.first.load(Ordering::Relaxed) } else { 0 };
         for at in (first..count).chain(0..first) {
             let Way { endpoint, channel } = &self.endpoints[at];
             let Endpoint { host, port, .. } = endpoint;

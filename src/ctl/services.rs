@@ -95,6 +95,7 @@ fn asked_for_health(answers: &[Answer<ServiceList>], id: &str) -> Vec<String> {
 /// Waits until `id` is up on all `nodes`. A node that does not answer is on its way: the service may
 /// be what answers.
 async fn wait_up(client: &Client, id: &str, nodes: &[&str], asked: &[String]) -> Result<(), Error> {
+    let client = client.silent();
     let deadline = Instant::now() + UP_LIMIT;
     let call = async |node| machine(node).service_list(()).await;
     loop {
