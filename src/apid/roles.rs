@@ -277,8 +277,10 @@ mod tests {
         let mut served = 0;
         for file in files {
             let package = file.package().to_owned();
-            // Those that never come through this door: of daemons inside the node, trustd's and etcd's.
-            if matches!(package.as_str(), "health" | "securityapi" | "etcdserverpb") {
+            // Those that never come through this door: of daemons inside the node, trustd's, etcd's
+            // and the CRI's.
+            if matches!(package.as_str(), "health" | "securityapi" | "etcdserverpb" | "runtime.v1")
+            {
                 continue;
             }
             for service in &file.service {
