@@ -15,6 +15,7 @@ mod names;
 mod network;
 mod node;
 mod show;
+mod time;
 mod unpack;
 
 use std::fmt;
@@ -37,8 +38,9 @@ pub use network::{
 pub use node::{
     Disk, Features, File, FileOperation, Install, Kernel, KernelModule, Kubelet, LogDestination,
     LogFormat, Logging, Logs, Machine, MachineType, Mount, Partition, Registries, RegistryAuth,
-    RegistryConfig, RegistryMirror, RegistryTls, Time, Trustd, Udev,
+    RegistryConfig, RegistryMirror, RegistryTls, Trustd, Udev,
 };
+pub use time::{NoTimeServer, Time, TimeServer};
 pub use unpack::{UNPACKED_LIMIT, UnpackError, unpack};
 
 use crate::document::{Text, to_yaml};
@@ -196,6 +198,23 @@ impl Network {
     /// All problems found.
     pub fn parse(text: &str) -> Result<Self, Problems> {
         Text::new("networkd.yaml", text)?.read(0, check::network)
+    }
+
+    /// Writes the section alone.
+    #[must_use]
+    pub fn to_yaml(&self) -> String {
+        to_yaml(self)
+    }
+}
+
+impl Time {
+    /// Reads a `machine.time` section that stands alone, as machined hands it to timed; an empty text
+    /// is an empty section.
+    ///
+    /// # Errors
+    /// All problems found.
+    pub fn parse(text: &str) -> Result<Self, Problems> {
+        Text::new("timed.yaml", text)?.read(0, check::time)
     }
 
     /// Writes the section alone.

@@ -14,7 +14,7 @@ use base64::engine::general_purpose::STANDARD;
 use orlop_pki::{Authority, Secret, certificate};
 use url::Url;
 
-use super::{Document, MachineConfig, Mode, Network, VERSION, names};
+use super::{Document, MachineConfig, Mode, Network, Time, VERSION, names};
 use crate::document::{Finding, Path, Step};
 use crate::value::CertificateAndKey;
 
@@ -43,6 +43,13 @@ pub(super) fn document(document: &Document, mode: Option<Mode>) -> Vec<Finding> 
 pub(super) fn network(network: &Network) -> Vec<Finding> {
     let mut check = Check::default();
     network::network(&mut check, network);
+    check.findings
+}
+
+/// Checks a `machine.time` that stands alone.
+pub(super) fn time(time: &Time) -> Vec<Finding> {
+    let mut check = Check::default();
+    node::time(&mut check, time);
     check.findings
 }
 

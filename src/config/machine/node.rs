@@ -6,8 +6,8 @@ use orlop_pki::Secret;
 use serde::{Deserialize, Serialize};
 use url::Url;
 
-use super::Network;
 use super::network::is_false;
+use super::{Network, Time};
 use crate::value::{CertificateAndKey, Mode, Size, host_url, text_map, texts};
 
 /// `machine`.
@@ -203,18 +203,6 @@ pub enum FileOperation {
     Append,
     /// In place of the content of an existing one.
     Overwrite,
-}
-
-/// `machine.time`.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Time {
-    /// No timed, and nothing waits for it.
-    #[serde(skip_serializing_if = "is_false")]
-    pub disabled: bool,
-    /// NTP servers.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub servers: Vec<String>,
 }
 
 /// `machine.registries`.

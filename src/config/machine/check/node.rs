@@ -1,6 +1,5 @@
 //! `machine`, but for its network; and what a node of its type cannot do without.
 
-use std::net::IpAddr;
 use std::path::Path;
 
 use orlop_pki::certificate;
@@ -10,7 +9,7 @@ use crate::cmdline;
 use crate::document::Step;
 use crate::machine::{
     Cluster, Disk, File, FileOperation, Install, Kubelet, LogDestination, Logs, Machine, Mode,
-    Registries, RegistryConfig, names,
+    Registries, RegistryConfig, Time, TimeServer, names,
 };
 use crate::value::{CertificateAndKey, Size};
 
@@ -46,13 +45,7 @@ pub(super) fn machine(check: &mut Check, machine: &Machine, mode: Option<Mode>) 
             check.wrong("a value cannot hold a NUL");
         }
     });
-    check.key("time", |check| {
-        check.each("servers", &machine.time.servers, |check, server| {
-            if server.parse::<IpAddr>().is_err() && !names::is_dns_name(server) {
-                check.wrong(format!("{server:?} is neither an IP address nor a DNS name"));
-            }
-        });
-    });
+    check.key("time", |check| time(check, &machine.time));
     for (key, settings) in [("sysctls", &machine.sysctls), ("sysfs", &machine.sysfs)] {
         check.entries(key, settings, |check, name, value| {
             if names::sysctl_path(name).is_none() {
@@ -217,6 +210,14 @@ fn files(check: &mut Check, files: &[File]) {
                     check.wrong_at("path", format!("{:?} is created twice", file.path));
                 }
             });
+        }
+    });
+}
+
+pub(super) fn time(check: &mut Check, time: &Time) {
+    check.each("servers", &time.servers, |check, server| {
+        if let Err(wrong) = server.parse::<TimeServer>() {
+            check.wrong(wrong.to_string());
         }
     });
 }
