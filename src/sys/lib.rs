@@ -13,7 +13,10 @@ mod process;
 mod readable;
 
 pub use allocator::keep_heap_small;
-pub use clock::monotonic;
+pub use clock::{
+    LeapSecond, PtpReading, clock_frequency, monotonic, read_ptp, set_clock_frequency,
+    set_clock_state, since_boot, step_clock, write_rtc,
+};
 pub use console::{Console, open_kernel_log, show_kernel_errors_only};
 pub use entropy::{add_entropy, entropy_ready};
 pub use loop_device::attach_read_only;
