@@ -5,15 +5,18 @@
 //! masked and read-only paths below `/proc` and `/sys`, namespaces of its own.
 
 use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::PathBuf;
 
 pub use caps::Capability;
+use nix::sys::stat::{major, minor};
 use oci_spec::runtime::{
-    Linux, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxDeviceCgroupBuilder, LinuxMemoryBuilder,
-    LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxPidsBuilder,
-    LinuxResourcesBuilder, Mount, MountBuilder, PosixRlimitBuilder, PosixRlimitType, Process,
-    ProcessBuilder, RootBuilder, SpecBuilder, UserBuilder, get_default_maskedpaths,
-    get_default_readonly_paths,
+    Linux, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxDevice, LinuxDeviceBuilder,
+    LinuxDeviceCgroupBuilder, LinuxDeviceType, LinuxMemoryBuilder, LinuxNamespace,
+    LinuxNamespaceBuilder, LinuxNamespaceType, LinuxPidsBuilder, LinuxResourcesBuilder, Mount,
+    MountBuilder, PosixRlimitBuilder, PosixRlimitType, Process, ProcessBuilder, RootBuilder,
+    SpecBuilder, UserBuilder, get_default_maskedpaths, get_default_readonly_paths,
 };
 
 use crate::seccomp::Profile;
@@ -41,6 +44,8 @@ pub struct Spec {
     pub host: Namespaces,
     /// Whether `/proc/sys` is writable, as far as its capabilities go.
     pub sysctl: bool,
+    /// Devices of the host it may read and write, at the same paths; those the host has.
+    pub devices: Vec<PathBuf>,
     /// Its cgroup, below the root of cgroups: `/system/apid`.
     pub cgroup: String,
     /// Memory it may use.
@@ -73,6 +78,7 @@ impl Spec {
             capabilities: Vec::new(),
             host: Namespaces::default(),
             sysctl: false,
+            devices: Vec::new(),
             cgroup: format!("/system/{id}"),
             memory_limit_bytes: None,
             pids_limit: None,
@@ -219,8 +225,18 @@ fn mounts(spec: &Spec) -> Result<Vec<Mount>, Error> {
 }
 
 fn linux(spec: &Spec) -> Result<Linux, Error> {
-    let mut resources = LinuxResourcesBuilder::default()
-        .devices(vec![LinuxDeviceCgroupBuilder::default().allow(false).access("rwm").build()?]);
+    let devices = devices(spec)?;
+    let mut rules = vec![LinuxDeviceCgroupBuilder::default().allow(false).access("rwm").build()?];
+    for device in &devices {
+        let rule = LinuxDeviceCgroupBuilder::default()
+            .allow(true)
+            .typ(LinuxDeviceType::C)
+            .major(device.major())
+            .minor(device.minor())
+            .access("rw");
+        rules.push(rule.build()?);
+    }
+    let mut resources = LinuxResourcesBuilder::default().devices(rules);
     if let Some(limit) = spec.memory_limit_bytes {
         resources = resources.memory(LinuxMemoryBuilder::default().limit(limit).build()?);
     }
@@ -232,6 +248,7 @@ fn linux(spec: &Spec) -> Result<Linux, Error> {
     let mut linux = LinuxBuilder::default()
         .namespaces(namespaces(spec.host)?)
         .resources(resources.build()?)
+        .devices(devices)
         .cgroups_path(&spec.cgroup)
         .masked_paths(get_default_maskedpaths())
         .readonly_paths(read_only);
@@ -239,6 +256,27 @@ fn linux(spec: &Spec) -> Result<Linux, Error> {
         linux = linux.seccomp(profile.describe()?);
     }
     Ok(linux.build()?)
+}
+
+/// The character devices of `spec` that are there, each for its user alone.
+fn devices(spec: &Spec) -> Result<Vec<LinuxDevice>, Error> {
+    let there = spec.devices.iter().filter_map(|path| {
+        let found = fs::metadata(path).ok().filter(|found| found.file_type().is_char_device())?;
+        Some((path, found.rdev()))
+    });
+    there
+        .map(|(path, number)| {
+            Ok(LinuxDeviceBuilder::default()
+                .path(path)
+                .typ(LinuxDeviceType::C)
+                .major(i64::try_from(major(number)).unwrap_or(i64::MAX))
+                .minor(i64::try_from(minor(number)).unwrap_or(i64::MAX))
+                .file_mode(0o600_u32)
+                .uid(spec.user.0)
+                .gid(spec.user.1)
+                .build()?)
+        })
+        .collect()
 }
 
 fn namespaces(host: Namespaces) -> Result<Vec<LinuxNamespace>, Error> {
@@ -262,6 +300,22 @@ mod tests {
 
     fn described(spec: &Spec) -> serde_json::Value {
         serde_json::from_slice(&encode(spec, "apid", "system").unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_service_gets_the_devices_it_names_that_are_there() {
+        let mut spec = Spec::new("timed", "/sbin/orlop", [""; 0]);
+        spec.user = (54, 54);
+        spec.devices =
+            vec!["/dev/null".into(), "/dev/not-there".into(), "/proc/self/status".into()];
+        let linux = &described(&spec)["linux"];
+        let devices = linux["devices"].as_array().unwrap();
+        assert_eq!(devices.len(), 1, "{devices:?}");
+        assert_eq!((&devices[0]["major"], &devices[0]["minor"]), (&1.into(), &3.into()));
+        assert_eq!((&devices[0]["path"], &devices[0]["uid"]), (&"/dev/null".into(), &54.into()));
+        let rules = linux["resources"]["devices"].as_array().unwrap();
+        assert_eq!((rules.len(), &rules[0]["allow"]), (2, &false.into()));
+        assert_eq!((&rules[1]["major"], &rules[1]["access"]), (&1.into(), &"rw".into()));
     }
 
     #[test]
