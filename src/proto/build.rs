@@ -1,6 +1,6 @@
 //! Generates the Rust types and services of `proto/` into `OUT_DIR`.
 
-const FILES: [&str; 11] = [
+const FILES: [&str; 12] = [
     "common",
     "cri",
     "etcd",
@@ -12,6 +12,7 @@ const FILES: [&str; 11] = [
     "orlop",
     "security",
     "storage",
+    "time",
 ];
 const ROOT: &str = "../../proto";
 

@@ -74,6 +74,11 @@ pub mod storage {
     tonic::include_proto!("storage");
 }
 
+/// The time API (`proto/time.proto`).
+pub mod time {
+    tonic::include_proto!("time");
+}
+
 /// Public well-known types outside `google.protobuf`.
 pub mod google {
     /// `google.rpc.Status`.
