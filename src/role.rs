@@ -19,6 +19,7 @@ pub(crate) const ROLES: &[Role] = &[
     Role::new("machined", "PID 1: boot, supervise, machine API", orlop_machined::main),
     Role::new("udevd", "device nodes, links, permissions, modules", orlop_udevd::main),
     Role::new("networkd", "links, addresses, routes, resolvers", orlop_networkd::main),
+    Role::new("timed", "the clock, by NTP servers", orlop_timed::main),
     Role::new("routerd", "passes local calls to the daemon that serves them", orlop_routerd::main),
     Role::new("apid", "mutual-TLS front door on port 50000", orlop_apid::main),
     Role::new("trustd", "certificates for nodes that hold the token", orlop_trustd::main),

@@ -1,0 +1,387 @@
+//! Carries out what [`crate::machine`] decides: asks, looks names up, steers the clock, keeps the
+//! frequency over restarts; and notices what nobody tells: a suspension, somebody else at the clock.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use orlop_config::machine::TimeServer;
+use orlop_rt::{CancellationToken, Chain};
+use ring::rand::{SecureRandom as _, SystemRandom};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tracing::{debug, error, info, warn};
+
+use crate::Error;
+use crate::ask::{self, Answer};
+use crate::clock::Clock;
+use crate::exchange::Refusal;
+use crate::machine::{Action, Engine, Era, Event, Miss, Moment, News, Place, SourceId, Step, View};
+use crate::names::Names;
+
+/// A clock that jumps by less was not set by anybody: readings are that far apart at times.
+const NOTICEABLE: f64 = 0.01;
+/// Longer than this without us is a suspension.
+const SLEPT: Duration = Duration::from_millis(100);
+/// The kernel's clocks are compared at least this often.
+const LOOK: Duration = Duration::from_secs(32);
+/// How often the frequency is written down, and the machine's clock brought to the same time.
+const KEEP: Duration = Duration::from_secs(3600);
+/// Backwards by more than this is never done without saying so (spec §9.6).
+const DAY: f64 = 86_400.0;
+
+pub(crate) struct Driver {
+    engine: Engine,
+    clock: Box<dyn Clock>,
+    names: Names,
+    /// Where NTP servers listen.
+    port: u16,
+    /// Where the frequency is kept.
+    drift: PathBuf,
+    view: watch::Sender<View>,
+    tasks: JoinSet<Event>,
+    seen: Clocks,
+    kept_at: Duration,
+    /// What was complained about, until the clock is right.
+    failing: BTreeSet<String>,
+}
+
+/// The kernel's clocks at one moment.
+#[derive(Clone, Copy, Debug)]
+struct Clocks {
+    wall: SystemTime,
+    boot: Duration,
+    monotonic: Duration,
+}
+
+impl Clocks {
+    fn read() -> Self {
+        Self {
+            wall: SystemTime::now(),
+            boot: orlop_sys::since_boot(),
+            monotonic: orlop_sys::monotonic(),
+        }
+    }
+
+    /// How much longer the machine slept, all in all, than at `before`.
+    fn slept_since(&self, before: &Self) -> Duration {
+        (self.boot.saturating_sub(self.monotonic))
+            .saturating_sub(before.boot.saturating_sub(before.monotonic))
+    }
+
+    /// How much was added to the clock since `before`, in seconds.
+    fn set_since(&self, before: &Self) -> f64 {
+        let passed = self.boot.saturating_sub(before.boot).as_secs_f64();
+        let shown = match self.wall.duration_since(before.wall) {
+            Ok(forward) => forward.as_secs_f64(),
+            Err(back) => -back.duration().as_secs_f64(),
+        };
+        shown - passed
+    }
+}
+
+enum Happened {
+    Task(Event),
+    Timer,
+    Shutdown,
+}
+
+impl Driver {
+    /// Takes up the frequency that was found right before.
+    pub(crate) fn new(
+        servers: Vec<TimeServer>,
+        mut clock: Box<dyn Clock>,
+        names: Names,
+        port: u16,
+        drift: PathBuf,
+        view: watch::Sender<View>,
+    ) -> Result<Self, Error> {
+        let (rate, known) = match read_drift(&drift) {
+            Some(ppm) => {
+                clock.set_rate(ppm).map_err(Error::Clock)?;
+                (ppm * 1e-6, true)
+            }
+            // A timed that ran before this one may have left something; the oscillator is unknown.
+            None => (clock.rate().map_err(Error::Clock)? * 1e-6, false),
+        };
+        let seen = Clocks::read();
+        Ok(Self {
+            engine: Engine::new(servers, seen.boot, rate, known),
+            clock,
+            names,
+            port,
+            drift,
+            view,
+            tasks: JoinSet::new(),
+            seen,
+            kept_at: seen.boot,
+            failing: BTreeSet::new(),
+        })
+    }
+
+    pub(crate) async fn run(mut self, shutdown: CancellationToken) -> Result<(), Error> {
+        self.take(Event::Timer)?;
+        loop {
+            let now = orlop_sys::since_boot();
+            let wait = self.engine.wake_at().map_or(LOOK, |at| at.saturating_sub(now)).min(LOOK);
+            // All arms are cancel-safe.
+            let happened = tokio::select! {
+                Some(ended) = self.tasks.join_next() => match ended {
+                    Ok(event) => Happened::Task(event),
+                    Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+                    Err(_) => continue,
+                },
+                () = tokio::time::sleep(wait) => Happened::Timer,
+                () = shutdown.cancelled() => Happened::Shutdown,
+            };
+            self.look()?;
+            match happened {
+                Happened::Task(event) => self.take(event)?,
+                Happened::Timer => self.take(Event::Timer)?,
+                Happened::Shutdown => {
+                    self.settle()?;
+                    return Ok(());
+                }
+            }
+            if orlop_sys::since_boot().saturating_sub(self.kept_at) >= KEEP {
+                self.keep();
+            }
+        }
+    }
+
+    /// What happened to the clocks while nobody looked.
+    fn look(&mut self) -> Result<(), Error> {
+        let now = Clocks::read();
+        let before = std::mem::replace(&mut self.seen, now);
+        let slept = now.slept_since(&before);
+        if slept > SLEPT {
+            info!(slept_secs = slept.as_secs(), "the machine slept: the clock is set anew");
+            return self.take(Event::Resumed);
+        }
+        let set = now.set_since(&before);
+        // The kernel inserts and deletes leap seconds itself, and so do the servers.
+        let leap = (set.abs() - 1.0).abs() < NOTICEABLE && near_midnight(now.wall);
+        if set.abs() > NOTICEABLE && !leap {
+            warn!(seconds = set, "somebody else set the clock");
+            return self.take(Event::Set(set));
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, event: Event) -> Result<(), Error> {
+        let mut random = [0; 4];
+        SystemRandom::new().fill(&mut random).map_err(|_| Error::Random)?;
+        let clocks = Clocks::read();
+        let now = Moment {
+            up: clocks.boot,
+            unix: clocks.wall.duration_since(UNIX_EPOCH).unwrap_or_default(),
+            random: u32::from_ne_bytes(random),
+        };
+        for action in self.engine.handle(now, event) {
+            debug!(?action, "decided");
+            self.perform(action)?;
+        }
+        self.view.send_replace(self.engine.view(orlop_sys::since_boot()));
+        Ok(())
+    }
+
+    fn perform(&mut self, action: Action) -> Result<(), Error> {
+        match action {
+            Action::Resolve(index) => self.resolve(index),
+            Action::Query(id, era, place) => self.query(id, era, place),
+            Action::Step(step) => self.step(step)?,
+            Action::Rate(ppm) => self.clock.set_rate(ppm).map_err(Error::Clock)?,
+            Action::Report(report) => self.clock.report(&report).map_err(Error::Clock)?,
+            Action::Tell(news) => self.tell(news),
+        }
+        Ok(())
+    }
+
+    fn resolve(&mut self, index: usize) {
+        let Some(TimeServer::Ntp(host)) = self.engine.server(index).cloned() else { return };
+        let names = self.names.clone();
+        self.tasks.spawn(async move {
+            let found = names.resolve(&host).await;
+            if let Err(error) = &found {
+                debug!(server = %host, error = %Chain(error), "look up");
+            }
+            Event::Resolved(index, found.unwrap_or_default())
+        });
+    }
+
+    fn query(&mut self, id: SourceId, era: Era, place: Place) {
+        let port = self.port;
+        self.tasks.spawn(async move {
+            match ask(&place, port).await {
+                Ok(answer) => Event::Sampled(id, era, answer.sample),
+                Err(error) => {
+                    debug!(source = %place, error = %Chain(&error), "no sample");
+                    Event::Missed(id, miss(&error))
+                }
+            }
+        });
+    }
+
+    fn step(&mut self, Step { by, panic }: Step) -> Result<(), Error> {
+        if panic {
+            error!(seconds = by, "the clock was right and is now far off: it is set again");
+        } else {
+            info!(seconds = by, "the clock is set");
+        }
+        if by < -DAY {
+            warn!(days = by / DAY, "the clock goes back by more than a day");
+        }
+        self.clock.step(by).map_err(Error::Clock)?;
+        // That was us.
+        self.seen = Clocks::read();
+        self.keep_machine_clock();
+        Ok(())
+    }
+
+    fn tell(&mut self, news: News) {
+        match news {
+            News::Synchronized { source, offset } => {
+                self.failing.clear();
+                info!(source, offset, "the clock is right");
+            }
+            News::Falseticker(source, offset) => {
+                warn!(source, offset, "a time server contradicts the majority, and is ignored");
+            }
+            News::Alone => {
+                warn!("no time server answers any more; the clock runs by what was learned")
+            }
+            News::Undecided => warn!(
+                "the time servers contradict each other and none is followed: give three or more in \
+                 machine.time.servers, so that one that lies is found out"
+            ),
+            News::Refused(source, kiss) => {
+                warn!(source, ?kiss, "a time server does not want to be asked");
+            }
+        }
+    }
+
+    /// Ends a slew under way: the rate that stays is what the oscillator needs.
+    fn settle(&mut self) -> Result<(), Error> {
+        if let Some(ppm) = self.engine.settled_frequency_ppm() {
+            self.clock.set_rate(ppm).map_err(Error::Clock)?;
+        }
+        self.keep();
+        Ok(())
+    }
+
+    fn keep(&mut self) {
+        self.kept_at = orlop_sys::since_boot();
+        if let Some(ppm) = self.engine.settled_frequency_ppm() {
+            let part = self.drift.with_extension("new");
+            let written = fs::write(&part, format!("{ppm:.4}\n"))
+                .and_then(|()| fs::rename(&part, &self.drift));
+            if let Err(error) = written {
+                self.complain(&format!("write {}", self.drift.display()), &error);
+            }
+        }
+        if self.engine.synchronized() {
+            self.keep_machine_clock();
+        }
+    }
+
+    fn keep_machine_clock(&mut self) {
+        if let Err(error) = self.clock.keep() {
+            self.complain("set the real-time clock", &error);
+        }
+    }
+
+    fn complain(&mut self, what: &str, error: &io::Error) {
+        if self.failing.insert(format!("{what}: {error}")) {
+            warn!(%error, "{what} failed");
+        }
+    }
+}
+
+/// Gets one sample.
+pub(crate) async fn ask(place: &Place, port: u16) -> Result<Answer, ask::Error> {
+    match place {
+        Place::Server(_, address) => ask::server(SocketAddr::new(*address, port)).await,
+        Place::Device(path) => ask::device(path).await,
+    }
+}
+
+/// Asks servers in their order, all addresses of each, until one answers (spec §9.6).
+pub(crate) async fn ask_any(
+    servers: &[TimeServer],
+    names: &Arc<Names>,
+    port: u16,
+) -> Result<(String, Answer), String> {
+    let mut failures = Vec::new();
+    for server in servers {
+        let places: Vec<Place> = match server {
+            TimeServer::Ptp(path) => vec![Place::Device(path.clone())],
+            TimeServer::Ntp(host) => match names.resolve(host).await {
+                Ok(found) => found.into_iter().map(|at: IpAddr| Place::Server(0, at)).collect(),
+                Err(error) => {
+                    failures.push(format!("look up {host}: {}", Chain(&error)));
+                    continue;
+                }
+            },
+        };
+        for place in places {
+            match ask(&place, port).await {
+                Ok(answer) => return Ok((server.to_string(), answer)),
+                Err(error) => failures.push(Chain(&error).to_string()),
+            }
+        }
+    }
+    Err(failures.join("; "))
+}
+
+fn miss(error: &ask::Error) -> Miss {
+    match error {
+        ask::Error::Refused(_, Refusal::Kiss(kiss)) => Miss::Kiss(*kiss),
+        _ => Miss::Nothing,
+    }
+}
+
+/// In ppm; anything that is no such number was not written by us.
+fn read_drift(path: &std::path::Path) -> Option<f64> {
+    let ppm: f64 = fs::read_to_string(path).ok()?.trim().parse().ok()?;
+    (ppm.abs() <= 500.0).then_some(ppm)
+}
+
+fn near_midnight(wall: SystemTime) -> bool {
+    let of_day = wall.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() % 86_400;
+    !(300..86_100).contains(&of_day)
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_drift_is_a_number_the_kernel_takes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("drift");
+        assert_eq!(read_drift(&path), None);
+        for (text, ppm) in [("-12.5000\n", Some(-12.5)), ("NaN", None), ("501", None), ("", None)] {
+            fs::write(&path, text).unwrap();
+            assert_eq!(read_drift(&path), ppm, "{text}");
+        }
+    }
+
+    #[test]
+    fn clocks_tell_what_nobody_told() {
+        let wall = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        let secs = Duration::from_secs;
+        let before = Clocks { wall, boot: secs(100), monotonic: secs(90) };
+        let after = Clocks { wall: wall + secs(30), boot: secs(130), monotonic: secs(120) };
+        assert!(after.set_since(&before).abs() < 1e-9);
+        assert_eq!(after.slept_since(&before), Duration::ZERO);
+        let back = Clocks { wall: wall - secs(3570), ..after };
+        assert!((back.set_since(&before) + 3600.0).abs() < 1e-6);
+        let asleep = Clocks { boot: secs(1130), wall: wall + secs(1030), ..after };
+        assert_eq!(asleep.slept_since(&before), secs(1000));
+    }
+}
