@@ -17,7 +17,8 @@ use orlop_proto::network::network_service_client::NetworkServiceClient;
 use orlop_proto::orlop::v1alpha1 as orlop;
 use orlop_proto::orlop::v1alpha1::node_service_client::NodeServiceClient;
 use orlop_proto::storage::storage_service_client::StorageServiceClient;
-use orlop_proto::{common, machine, network, storage};
+use orlop_proto::time::time_service_client::TimeServiceClient;
+use orlop_proto::{common, machine, network, storage, time};
 use tokio_rustls::rustls::ClientConfig;
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 use tonic::service::Interceptor;
@@ -45,6 +46,11 @@ pub(crate) fn machine(node: Node) -> MachineServiceClient<Node> {
 /// The network API of a node.
 pub(crate) fn network(node: Node) -> NetworkServiceClient<Node> {
     NetworkServiceClient::new(node).max_decoding_message_size(orlop_rpc::MAX_MESSAGE)
+}
+
+/// The time API of a node.
+pub(crate) fn time(node: Node) -> TimeServiceClient<Node> {
+    TimeServiceClient::new(node).max_decoding_message_size(orlop_rpc::MAX_MESSAGE)
 }
 
 /// The disks of a node.
@@ -494,6 +500,7 @@ replies! {
     orlop::MetricsResponse => orlop::Metrics,
     orlop::TimelineResponse => orlop::Timeline,
     storage::DisksResponse => storage::Disks,
+    time::TimeResponse => time::Time,
 }
 
 #[cfg(test)]

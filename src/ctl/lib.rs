@@ -22,6 +22,7 @@ macro_rules! say {
 mod apply;
 mod capture;
 mod client;
+mod clock;
 mod containers;
 mod context;
 mod copy;
@@ -155,6 +156,7 @@ async fn ask(client: &client::Client, command: &Command) -> Result<(), Error> {
         Command::Shutdown(wait) => power::shutdown(client, wait).await,
         Command::Stats(options) => containers::stats(client, options).await,
         Command::Support(options) => support::run(client, options).await,
+        Command::Time(options) => clock::run(client, options).await,
         Command::Timeline(options) => timeline::run(client, options).await,
         Command::Usage(options) => files::usage(client, options).await,
         Command::Version(_) => version::nodes(client).await,

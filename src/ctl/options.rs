@@ -8,9 +8,9 @@ use clap_complete::Shell;
 use crate::endpoint::Endpoint;
 use crate::stranger::Stranger;
 use crate::{
-    apply, capture, containers, context, copy, dashboard, disks, etcd, events, files, generate,
-    health, images, kubeconfig, logs, memory, meta, metrics, mounts, netstat, network, power,
-    processes, restart, services, support, timeline, validate, version,
+    apply, capture, clock, containers, context, copy, dashboard, disks, etcd, events, files,
+    generate, health, images, kubeconfig, logs, memory, meta, metrics, mounts, netstat, network,
+    power, processes, restart, services, support, timeline, validate, version,
 };
 
 /// Drives nodes through their API.
@@ -131,6 +131,8 @@ pub(crate) enum Command {
     /// Collect what helps to understand what nodes do, without secrets
     #[command(visible_alias = "crashdump")]
     Support(support::Options),
+    /// Compare the clocks of nodes with a time server
+    Time(clock::Options),
     /// Show how the boot went, step by step
     Timeline(timeline::Options),
     /// Show how much room files take
