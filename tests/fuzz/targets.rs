@@ -48,9 +48,23 @@ pub static TARGETS: &[Target] = &[
     ("module_alias", module_alias, &[b"pci:v*d[0-9a-f]*sv?\npci:v00001AF4d1sv0"]),
     ("grpc_path", grpc_path, &[b"/machine.MachineService/Memory"]),
     ("etcd_snapshot", etcd_snapshot, &[SNAPSHOT]),
+    ("ntp_answer", ntp_answer, &[NTP_ANSWER]),
     ("answer_to_merge", answer_to_merge, &[b"\x0a\x04\x12\x02ok"]),
     ("framed_messages", framed_messages, &[b"\0\0\0\0\x02ok\x01\0\0\0\0"]),
 ];
+
+pub fn ntp_answer(bytes: &[u8]) {
+    use orlop_timed::exchange;
+    use orlop_timed::wire::{Packet, Timestamp};
+    let Ok(packet) = Packet::decode(bytes) else { return };
+    assert_eq!(packet.encode(), bytes, "what is written reads differently");
+    let departed = packet.header.receive;
+    let arrived = Timestamp(departed.0.wrapping_add(1 << 24));
+    if let Ok(sample) = exchange::judge(bytes, packet.header.origin, departed, arrived) {
+        assert!(sample.offset.is_finite() && sample.delay > 0.0, "{sample:?}");
+        assert!((1..16).contains(&sample.stratum), "{sample:?}");
+    }
+}
 
 pub fn kernel_arguments(bytes: &[u8]) {
     let _ = orlop_config::cmdline::parse(&String::from_utf8_lossy(bytes));
@@ -327,6 +341,11 @@ const CERTIFICATE: &[u8] =
 const KEY: &[u8] = b"-----BEGIN ED25519 PRIVATE KEY-----\n\
     MC4CAQAwBQYDK2VwBCIEIDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAw\n\
     -----END ED25519 PRIVATE KEY-----\n";
+/// An answer of stratum 2 with an extension field of 16 bytes.
+const NTP_ANSWER: &[u8] = b"\x24\x02\x06\xe9\x00\x00\x10\x00\x00\x00\x08\x00\x0a\x00\x00\x01\
+    \xed\x00\x37\x70\x00\x00\x00\x00\x12\x34\x56\x78\x9a\xbc\xde\xf0\
+    \xed\x00\x37\x80\x00\x00\x00\x00\xed\x00\x37\x80\x00\x10\x00\x00\
+    \x01\x04\x00\x10\x00\x01\x02\x03\x04\x05\x06\x07\x08\x09\x0a\x0b";
 const SOCKET: &[u8] =
     b"1: 0100007F:C350 00000000:0000 0A 00000000:00000007 00:00000000 00000000 50 0 4711 1 0";
 const PACKET: &[u8] =
