@@ -31,6 +31,8 @@ const SLEPT: Duration = Duration::from_millis(100);
 const LOOK: Duration = Duration::from_secs(32);
 /// How often the frequency is written down, and the machine's clock brought to the same time.
 const KEEP: Duration = Duration::from_secs(3600);
+/// How long the clock may be unset until that is told.
+const SILENCE: Duration = Duration::from_secs(60);
 /// Backwards by more than this is never done without saying so (spec §9.6).
 const DAY: f64 = 86_400.0;
 
@@ -46,6 +48,8 @@ pub(crate) struct Driver {
     tasks: JoinSet<Event>,
     seen: Clocks,
     kept_at: Duration,
+    /// When the silence of all servers is told; `None`: it was, or there is none.
+    tell_silence_at: Option<Duration>,
     /// What was complained about, until the clock is right.
     failing: BTreeSet<String>,
 }
@@ -119,6 +123,7 @@ impl Driver {
             tasks: JoinSet::new(),
             seen,
             kept_at: seen.boot,
+            tell_silence_at: Some(seen.boot + SILENCE),
             failing: BTreeSet::new(),
         })
     }
@@ -147,8 +152,15 @@ impl Driver {
                     return Ok(());
                 }
             }
-            if orlop_sys::since_boot().saturating_sub(self.kept_at) >= KEEP {
+            let now = orlop_sys::since_boot();
+            if now.saturating_sub(self.kept_at) >= KEEP {
                 self.keep();
+            }
+            if self.tell_silence_at.is_some_and(|at| at <= now) {
+                self.tell_silence_at = None;
+                warn!(
+                    "no time server has set the clock yet: `orlopctl time` asks them and says why"
+                );
             }
         }
     }
@@ -246,6 +258,7 @@ impl Driver {
         match news {
             News::Synchronized { source, offset } => {
                 self.failing.clear();
+                self.tell_silence_at = None;
                 info!(source, offset, "the clock is right");
             }
             News::Falseticker(source, offset) => {
