@@ -12,15 +12,15 @@ use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use orlop_config::machine::{MachineConfig, Network};
+use orlop_config::machine::{MachineConfig, Network, Time};
 use orlop_proto::health::health_client::HealthClient;
 use orlop_rt::Chain;
 use orlop_supervise::container::{self, Bind, Capability, Namespaces};
 use orlop_supervise::process::{self, KillMode, Privileges};
 use orlop_supervise::seccomp::{Group, Profile};
 use orlop_supervise::{
-    Condition, Containerd, Definition, Dependency, Health, Hook, Permissions, Prepared,
-    Runner, Timing, health,
+    Condition, Containerd, Definition, Dependency, Health, Hook, Permissions, Prepared, Runner,
+    Timing, health,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
@@ -42,9 +42,11 @@ pub(crate) const NETWORKD_SOCKET: &str = "/system/run/networkd/networkd.sock";
 /// For programs of the node, in containers that have its folder.
 const APID_SOCKET: &str = "/system/run/apid/apid.sock";
 const ROUTERD_SOCKET: &str = "/system/run/routerd/routerd.sock";
+pub(crate) const TIMED_SOCKET: &str = "/system/run/timed/timed.sock";
 const UDEVD_SOCKET: &str = "/system/run/udevd/udevd.sock";
 const UDEV_RULES: &str = "/system/etc/udev.rules";
 const NETWORK_CONFIG: &str = "/system/etc/networkd.yaml";
+const TIME_CONFIG: &str = "/system/etc/timed.yaml";
 
 /// Where what services write outlives the boot.
 const LOGS: &str = "/var/log/orlop";
@@ -57,11 +59,17 @@ pub(crate) const TRUSTD_SECRETS: &str = "/system/secrets/trustd";
 /// Where control planes may place files for this node (spec §4.1).
 const TRUST_FOLDER: &str = "/var/lib/orlop/trust";
 
+/// Where timed keeps what it learned of the oscillator.
+const TIMED_STATE: &str = "/var/lib/orlop/timed";
+/// The clock that runs while the machine is off; those the machine's host shows.
+const CLOCK_DEVICES: [&str; 3] = ["/dev/rtc0", "/dev/ptp0", "/dev/ptp1"];
+
 /// Users, each with a group of the same number (`/etc/passwd` of the image).
 pub(crate) const APID_UID: u32 = 50;
 pub(crate) const TRUSTD_UID: u32 = 51;
 pub(crate) const NETWORKD_UID: u32 = 52;
 const ROUTERD_UID: u32 = 53;
+const TIMED_UID: u32 = 54;
 
 const APID_PORT: u16 = 50000;
 const TRUSTD_PORT: u16 = 50001;
@@ -86,8 +94,8 @@ const PRECIOUS: i32 = -998;
 /// The ids of all services that a node with this configuration runs, in the order of the story.
 const ALL: [&str; 6] = ["machined", "containerd", "udevd", "networkd", "routerd", "apid"];
 /// Those of spec §8.4 whose programs are not in this image, and whether only control planes run them.
-const ABSENT: [(&str, bool); 5] =
-    [("timed", false), ("cri", false), ("etcd", true), ("kubelet", false), ("bootkube", true)];
+const ABSENT: [(&str, bool); 4] =
+    [("cri", false), ("etcd", true), ("kubelet", false), ("bootkube", true)];
 
 /// Loads and starts containerd; nobody waits for it here.
 pub(crate) async fn start_containerd(node: &Node) -> Result<(), Error> {
@@ -245,6 +253,18 @@ pub(crate) async fn prepare(node: &Node) -> Result<(), Error> {
         definitions.push(etcd::definition(node, &containerd, program));
         node.spawn(etcd::keep_secrets(node.clone()));
     }
+    if !config.machine.time.disabled {
+        let time = &config.machine.time;
+        if waits_for_time(time) {
+            for definition in &mut definitions {
+                if ["apid", "trustd", "etcd"].contains(&definition.id.as_str()) {
+                    definition.dependencies.push(Dependency::to_start("timed"));
+                }
+            }
+        }
+        let early = waits_for_time(time) || origin != Origin::Authority;
+        definitions.push(timed(&containerd, time, early)?);
+    }
     for id in absent(&config) {
         definitions.push(skipped(id));
     }
@@ -293,6 +313,7 @@ fn runtime() -> Containerd {
 
 fn socket_folders() -> Result<(), Error> {
     socket_folder(Path::new(NETWORKD_SOCKET), NETWORKD_UID, ROUTERD_UID)?;
+    socket_folder(Path::new(TIMED_SOCKET), TIMED_UID, ROUTERD_UID)?;
     socket_folder(Path::new(ROUTERD_SOCKET), ROUTERD_UID, APID_UID)?;
     socket_folder(Path::new(APID_SOCKET), APID_UID, 0)
 }
@@ -312,21 +333,38 @@ pub(crate) async fn start_all(node: &Node, limit: Duration) -> Result<(), Error>
     if !ids.contains(&"etcd") && node.supervisor().status("etcd").await.is_ok() {
         node.supervisor().start("etcd").await.map_err(Error::Services)?;
     }
+    if node.supervisor().status("timed").await.is_ok() {
+        node.supervisor().start("timed").await.map_err(Error::Services)?;
+        // Only who asks for the right time waits for it (`machine.time.bootTimeout`).
+        if waits_for_time(&node.config()?.machine.time) {
+            ids.push("timed");
+        }
+    }
     node.supervisor().wait_up(&ids, limit).await.map_err(Error::Services)
 }
 
 /// Whether networkd has set up what it can.
 pub(crate) async fn networkd_ready() -> Result<(), String> {
+    ready("networkd", NETWORKD_SOCKET, "no interface is configured yet").await
+}
+
+/// Whether those who wait for the right time may go on.
+async fn timed_ready() -> Result<(), String> {
+    ready("timed", TIMED_SOCKET, "the clock is not synchronised yet").await
+}
+
+/// Asks a daemon of ours whether it is ready (spec §5.7); `not_yet` is the word for that it is not.
+async fn ready(daemon: &str, socket: &str, not_yet: &str) -> Result<(), String> {
     use orlop_proto::health::ready_check::ReadyStatus;
-    let channel = orlop_rpc::unix::channel(NETWORKD_SOCKET);
+    let channel = orlop_rpc::unix::channel(socket);
     let answer =
         HealthClient::new(channel).ready(()).await.map_err(|status| match status.code() {
-            Code::Unavailable => "networkd does not answer yet".to_owned(),
+            Code::Unavailable => format!("{daemon} does not answer yet"),
             _ => status.message().to_owned(),
         })?;
     let ready =
         answer.into_inner().messages.iter().any(|check| check.status() == ReadyStatus::Ready);
-    if ready { Ok(()) } else { Err("no interface is configured yet".to_owned()) }
+    if ready { Ok(()) } else { Err(not_yet.to_owned()) }
 }
 
 fn networkd(containerd: &Containerd) -> Definition {
@@ -353,6 +391,42 @@ fn networkd(containerd: &Containerd) -> Definition {
         permissions: RESTARTABLE,
         ..Definition::new("networkd", Runner::Container(Box::new(spec), containerd.clone()))
     }
+}
+
+/// Whether services wait for the right time, and the boot with them.
+fn waits_for_time(time: &Time) -> bool {
+    !time.disabled && time.boot_timeout.is_some_and(|limit| !limit.is_zero())
+}
+
+/// Keeps the clock. Unless it is needed `early`, apid comes first: a node's first answer does not wait
+/// for a container that nothing else waits for.
+fn timed(containerd: &Containerd, time: &Time, early: bool) -> Result<Definition, Error> {
+    write_time(time)?;
+    own_folder(Path::new(TIMED_STATE), TIMED_UID)?;
+    let mut spec = daemon("timed", TIMED_UID, &["--config", TIME_CONFIG]);
+    spec.capabilities = vec![Capability::CAP_SYS_TIME];
+    spec.seccomp = Some(Profile::new([Group::Unix, Group::Inet, Group::Clock]));
+    spec.host.network = true;
+    spec.memory_limit_bytes = Some(32 << 20);
+    spec.devices = CLOCK_DEVICES.map(PathBuf::from).to_vec();
+    spec.binds.extend([
+        same_read_only(TIME_CONFIG),
+        same_read_only("/etc/resolv.conf"),
+        same_read_only("/etc/hosts"),
+        same_read_write(folder(TIMED_SOCKET)),
+        same_read_write(TIMED_STATE),
+    ]);
+    let mut dependencies =
+        vec![Dependency::to_prepare("containerd"), Dependency::to_start("networkd")];
+    if !early {
+        dependencies.push(Dependency::to_prepare("apid"));
+    }
+    Ok(Definition {
+        dependencies,
+        health: Some(patient(Health::new(timed_ready))),
+        permissions: RESTARTABLE,
+        ..Definition::new("timed", Runner::Container(Box::new(spec), containerd.clone()))
+    })
 }
 
 /// udevd is a plain process: its devices are those of the whole machine. It keeps of root's rights
@@ -403,6 +477,7 @@ fn routerd(containerd: &Containerd) -> Definition {
     spec.binds.extend([
         same_read_only(folder(api::SOCKET)),
         same_read_only(folder(NETWORKD_SOCKET)),
+        same_read_only(folder(TIMED_SOCKET)),
         same_read_write(folder(ROUTERD_SOCKET)),
     ]);
     Definition {
@@ -453,7 +528,7 @@ fn trustd(containerd: &Containerd, config: &MachineConfig) -> Result<Definition,
     spec.memory_limit_bytes = Some(96 << 20);
     spec.binds.push(same_read_only(TRUSTD_SECRETS));
     for drop in drops {
-        drop_folder(Path::new(drop))?;
+        own_folder(Path::new(drop), TRUSTD_UID)?;
         spec.binds.push(same_read_write(drop));
     }
     Ok(Definition {
@@ -464,13 +539,13 @@ fn trustd(containerd: &Containerd, config: &MachineConfig) -> Result<Definition,
     })
 }
 
-/// A folder trustd writes in. One that is there stays as it is.
-fn drop_folder(folder: &Path) -> Result<(), Error> {
+/// A folder `uid` writes in. One that is there stays as it is.
+fn own_folder(folder: &Path, uid: u32) -> Result<(), Error> {
     if folder.is_dir() {
         return Ok(());
     }
     fs::create_dir_all(folder)
-        .and_then(|()| chown(folder, Some(TRUSTD_UID), Some(TRUSTD_UID)))
+        .and_then(|()| chown(folder, Some(uid), Some(uid)))
         .and_then(|()| fs::set_permissions(folder, fs::Permissions::from_mode(0o750)))
         .map_err(|source| Error::file("create the folder", folder, source))
 }
@@ -524,6 +599,13 @@ fn socket_folder(socket: &Path, server: u32, caller: u32) -> Result<(), Error> {
 fn write_rules(rules: &[String]) -> Result<(), Error> {
     fs::write(UDEV_RULES, rules.join("\n"))
         .map_err(|source| Error::file("write", UDEV_RULES, source))
+}
+
+fn write_time(time: &Time) -> Result<(), Error> {
+    fs::write(TIME_CONFIG, time.to_yaml())
+        .and_then(|()| fs::set_permissions(TIME_CONFIG, fs::Permissions::from_mode(0o440)))
+        .and_then(|()| chown(TIME_CONFIG, None, Some(TIMED_UID)))
+        .map_err(|source| Error::file("write", TIME_CONFIG, source))
 }
 
 fn write_network(network: &Network) -> Result<(), Error> {

@@ -301,6 +301,8 @@ fn says_hardening(node: &mut Node) -> Result<()> {
 }
 
 fn runs_containers(node: &mut Node) -> Result<()> {
+    // The last of them is not waited for by the boot.
+    node.healthy(SOON)?;
     let containers = node.operator.rows(&["containers"])?;
     for id in CONTAINERS {
         let row = containers.iter().find(|row| row.text("id") == id);
@@ -374,6 +376,7 @@ fn reaps_orphan(node: &mut Node) -> Result<()> {
 }
 
 fn brings_back_services(node: &mut Node) -> Result<()> {
+    node.healthy(RECOVERY)?;
     let mut agent = node.machine.agent()?;
     let mut killed = HashMap::new();
     for id in CONTAINERS {
@@ -752,8 +755,9 @@ const KILLS: usize = 20 * KILLED.len();
 /// Files of a configuration, with their operation: one in a new folder, one over the read-only root.
 const FILES: [(&str, &str); 2] =
     [("/var/lib/greeting", "create"), ("/etc/os-release", "overwrite")];
-const SERVICES: [&str; 6] = ["machined", "containerd", "udevd", "networkd", "routerd", "apid"];
-const CONTAINERS: [&str; 3] = ["networkd", "routerd", "apid"];
+const SERVICES: [&str; 7] =
+    ["machined", "containerd", "udevd", "networkd", "timed", "routerd", "apid"];
+const CONTAINERS: [&str; 4] = ["networkd", "timed", "routerd", "apid"];
 const STATIC_ADDRESS: [u8; 4] = [10, 0, 3, 77];
 /// What the console of a node without a configuration ends in.
 const INVITATION: &str = "orlopctl apply-config --insecure .*controlplane.yaml";
