@@ -61,7 +61,9 @@ unit: ## unit tests
 
 integration: build ## tests on real parts: the real binary, containerd, etcd, network namespaces
 	@.ci/deps test
-	ORLOP_ETCD=$$(.ci/etcd) ORLOP=$(CURDIR)/out/orlop cargo test --workspace --exclude orlop-qemu --test '*' -- --show-output
+	ORLOP_ETCD=$$(.ci/unpacked tests/etcd.lock)/usr/bin/etcd \
+	ORLOP_CHRONYD=$$(.ci/unpacked tests/chrony.lock)/usr/sbin/chronyd \
+	ORLOP=$(CURDIR)/out/orlop cargo test --workspace --exclude orlop-qemu --test '*' -- --show-output
 
 build: ## the static binary, out/orlop (PROFILE=image|release|dev)
 	@.ci/deps build

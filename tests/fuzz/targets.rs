@@ -389,7 +389,8 @@ static DISK: [u8; 0x800] = {
     (disk[0x404], disk[0x438], disk[0x439]) = (1, 0x53, 0xEF);
     disk
 };
-const POD_LOG: &[u8] = b"2026-01-02T03:04:05.678Z stdout F whole\n2026-01-02T03:04:06Z stderr P begun \n\
+const POD_LOG: &[u8] =
+    b"2026-01-02T03:04:05.678Z stdout F whole\n2026-01-02T03:04:06Z stderr P begun \n\
     2026-01-02T03:04:07Z stdout F between\n2026-01-02T03:04:08Z stderr F and ended\nnonsense\n";
 /// The primary volume descriptor of a disc, and its label.
 static ISO: [u8; 0x8800] = {

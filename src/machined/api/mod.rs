@@ -497,9 +497,7 @@ impl MachineService for Machine {
             ContainerDriver::Cri => cri::terminate(runtime(), id).await?,
             ContainerDriver::Containerd => {
                 let told = |refusal: containerd_client::tonic::Status| match refusal.code() {
-                    tonic::Code::NotFound => {
-                        Status::unknown(format!("container {id:?} not found"))
-                    }
+                    tonic::Code::NotFound => Status::unknown(format!("container {id:?} not found")),
                     _ => foreign(refusal),
                 };
                 containers::terminate(containerd().await?, namespace, id).await.map_err(told)?;

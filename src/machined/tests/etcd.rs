@@ -2,7 +2,7 @@
 //! ours: taking members in, and all that the machine API asks of etcd, to a snapshot and what is made of it.
 //!
 //! Each member has a loopback address of its own, made from this process's id: so the ports can be etcd's.
-//! `ORLOP_ETCD` names the program (`.ci/etcd`); else the one in `PATH` is taken.
+//! `ORLOP_ETCD` names the program (`.ci/unpacked tests/etcd.lock` has it); else the one in `PATH` is taken.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
