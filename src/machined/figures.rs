@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use futures_util::Stream;
+use orlop_proto::common::Data;
 use orlop_proto::machine as proto;
 use orlop_proto::machine::machine_service_server::{MachineService, MachineServiceServer};
 use orlop_rt::CancellationToken;
@@ -64,6 +65,38 @@ impl EventServer {
     }
 }
 
+/// The machine API of a node that has nothing but files to copy.
+#[derive(Debug)]
+pub struct CopyServer {
+    threads: api::Threads,
+}
+
+impl CopyServer {
+    /// Serves on `socket` until `shutdown`, as machined does.
+    ///
+    /// # Errors
+    /// When the socket cannot be made.
+    pub async fn serve(socket: &Path, shutdown: CancellationToken) -> io::Result<()> {
+        let incoming = orlop_rpc::unix::listen(socket)?;
+        let service = MachineServiceServer::new(Self { threads: api::Threads::new() });
+        let grace = Duration::ZERO;
+        orlop_rpc::serve(service, incoming, shutdown, grace).await;
+        Ok(())
+    }
+}
+
+#[tonic::async_trait]
+impl MachineService for CopyServer {
+    async fn copy(
+        &self,
+        request: Request<proto::CopyRequest>,
+    ) -> Result<Response<Copying>, Status> {
+        let bytes = api::copy(&self.threads, request.into_inner()).await?;
+        Ok(Response::new(Box::pin(bytes)))
+    }
+}
+
+type Copying = Pin<Box<dyn Stream<Item = Result<Data, Status>> + Send>>;
 type Following = Pin<Box<dyn Stream<Item = Result<proto::Event, Status>> + Send>>;
 
 #[tonic::async_trait]

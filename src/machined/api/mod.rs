@@ -45,7 +45,7 @@ use tonic::codec::CompressionEncoding;
 use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
 
-use threads::Threads;
+pub(crate) use threads::Threads;
 
 use crate::etcd::client::Downgrade;
 use crate::kmsg::{self, Line};
@@ -347,10 +347,7 @@ impl MachineService for Machine {
     }
 
     async fn copy(&self, request: Request<proto::CopyRequest>) -> Streamed<Data> {
-        let request = request.into_inner();
-        let bytes =
-            self.threads.stream(CHUNKS_AHEAD, move |outlet| archive::copy(outlet, &request));
-        Ok(self.boxed(bytes.await?))
+        Ok(self.boxed(copy(&self.threads, request.into_inner()).await?))
     }
 
     async fn logs_containers(&self, _: Request<()>) -> Answer<proto::LogsContainersResponse> {
@@ -705,6 +702,14 @@ impl MachineService for Machine {
             messages: vec![proto::Shutdown { metadata: None }],
         }))
     }
+}
+
+/// The archive of what `request` names.
+pub(crate) async fn copy(
+    threads: &Threads,
+    request: proto::CopyRequest,
+) -> Result<impl Stream<Item = Result<Data, Status>> + Send + 'static, Status> {
+    threads.stream(CHUNKS_AHEAD, move |outlet| archive::copy(outlet, &request)).await
 }
 
 /// A file of `/proc`; names in it can be of any bytes.

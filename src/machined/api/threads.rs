@@ -19,7 +19,7 @@ const STACK_BYTES: usize = 256 << 10;
 
 /// Starts threads, up to their number.
 #[derive(Debug)]
-pub(super) struct Threads {
+pub(crate) struct Threads {
     free: Arc<Semaphore>,
 }
 
@@ -37,7 +37,7 @@ pub(super) enum Stop {
 }
 
 impl Threads {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { free: Arc::new(Semaphore::new(STREAMS)) }
     }
 
