@@ -149,12 +149,13 @@ fn filler(folder: &str) -> String {
     format!("{PROC}/1/root{folder}/filled-by-the-agent")
 }
 
-/// Takes the room there is, at first without writing to it, which takes a translated machine long; how
-/// many bytes that was.
+/// Takes the room there is, most of it without writing to it, which takes a translated machine long;
+/// how many bytes that was. Others take room at the same time, so a little is left to the writing.
 fn fill(path: &str) -> io::Result<u64> {
     let mut file = File::create(path)?;
     let room = statvfs(path)?;
-    let mut taken = room.blocks_available() * room.fragment_size();
+    let room = room.blocks_available() * room.fragment_size();
+    let mut taken = room.saturating_sub(8 << 20).max(4096);
     fallocate(&file, FallocateFlags::empty(), 0, taken.try_into().map_err(io::Error::other)?)?;
     file.seek(SeekFrom::End(0))?;
     loop {

@@ -309,9 +309,13 @@ fn runs_containers(node: &mut Node) -> Result<()> {
         let row = row.with_context(|| format!("no container {id} among {containers:?}"))?;
         ensure!(row.text("namespace") == "system" && row.text("status") == "RUNNING", "{row:?}");
     }
-    let shims = node.machine.agent()?.pids("containerd-shim-runc-v2")?;
-    ensure!(shims.len() == 1, "{} shims", shims.len());
-    Ok(())
+    let mut agent = node.machine.agent()?;
+    // Where a container is being created, containerd asks by a process of the same name.
+    until(SOON, || {
+        let shims = agent.pids("containerd-shim-runc-v2")?;
+        ensure!(shims.len() == 1, "{} shims", shims.len());
+        Ok(())
+    })
 }
 
 fn answers_commands(node: &mut Node) -> Result<()> {
