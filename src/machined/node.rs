@@ -295,3 +295,31 @@ async fn publish_changes(
 
 /// How long all services together may take to become healthy (spec §8.3).
 pub(crate) const BOOT_LIMIT: Duration = Duration::from_secs(25 * 60);
+
+#[cfg(test)]
+mod tests {
+    use orlop_proto::common::Code;
+    use orlop_proto::machine::SequenceEvent;
+    use orlop_proto::machine::sequence_event::Action;
+    use prost::Message as _;
+
+    use super::*;
+    use crate::events::Tail;
+
+    /// Nothing is awaited, so that the node's reaper never runs: it would take other tests' children.
+    #[tokio::test]
+    async fn of_two_ends_at_once_the_second_is_refused_as_locked() {
+        let (sender, mut ends) = mpsc::channel(1);
+        let node = Node::start(Cmdline::parse(""), sender);
+        node.unlock();
+        node.request_end(End::Reboot);
+        node.request_end(End::PowerOff);
+        let taken = ends.try_recv().map(|ending| ending.sequence.name);
+        assert_eq!(taken.ok(), Some("reboot"));
+        assert!(ends.try_recv().is_err(), "both were taken");
+        let [told] = &node.events().kept(&Tail::All)[..] else { panic!("not one event") };
+        let told = SequenceEvent::decode(&told.data.value[..]).unwrap_or_default();
+        assert_eq!((told.sequence.as_str(), told.action()), ("shutdown", Action::Noop));
+        assert_eq!(told.error.map(|error| error.code()), Some(Code::Locked));
+    }
+}
