@@ -370,7 +370,7 @@ fn a_snapshot_of_etcd_is_saved_whole_or_not_at_all_and_begins_another_cluster() 
     let ran = node.run(&["-n", DEAD, "etcd", "snapshot", "saved"]);
     assert_eq!(ran.code, Some(1), "{ran:?}");
     assert_eq!(std::fs::read(&saved).unwrap(), snapshot());
-    assert!(!node.home.path("saved.part").exists());
+    assert!(!node.home.path(".saved.new").exists());
 
     let ran = node.run(&["-n", "a", "bootstrap", "--recover-from", "saved"]);
     assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), "a bootstraps its cluster\n"), "{ran:?}");

@@ -1,6 +1,6 @@
 //! `bootstrap`, `recover` and `etcd`: a cluster's beginning, and its memory.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, IsTerminal as _, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,6 +16,7 @@ use orlop_proto::machine::{
     EtcdRemoveMemberByIdRequest, EtcdRemoveMemberRequest, EtcdSnapshotRequest, EtcdStatus,
     RecoverRequest,
 };
+use orlop_rt::Beside;
 
 use crate::client::{Answer, Client, machine};
 use crate::error::Error;
@@ -298,23 +299,20 @@ async fn snapshot(client: &Client, path: &Path) -> Result<(), Error> {
         return client.follow(what, call, |_, data| print(&data.bytes)).await;
     }
     let failed = |source| Error::Write { path: path.to_owned(), source };
-    let beside = PathBuf::from(format!("{}.part", path.display()));
-    let mut file = File::create(&beside).map_err(failed)?;
+    let mut file = Beside::new(path, 0o600).map_err(failed)?;
     let mut size = 0;
     let followed = client.follow(what, call, |_, data| {
         size += data.bytes.len() as u64;
         file.write_all(&data.bytes).map_err(failed)
     });
-    let done = followed.await.and_then(|()| match size {
+    followed.await?;
+    match size {
         // Ctrl-C before anything came.
-        0 => Err(failed(io::ErrorKind::UnexpectedEof.into())),
-        _ => file.sync_all().and_then(|()| fs::rename(&beside, path)).map_err(failed),
-    });
-    match done {
-        Ok(()) => say!("{} of etcd are in {}", si(size), path.display()),
-        Err(_) => drop(fs::remove_file(&beside)),
+        0 => return Err(failed(io::ErrorKind::UnexpectedEof.into())),
+        _ => file.keep().map_err(failed)?,
     }
-    done
+    say!("{} of etcd are in {}", si(size), path.display());
+    Ok(())
 }
 
 const MEMBERS: &[Column] = &[

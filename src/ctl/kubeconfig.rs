@@ -11,7 +11,6 @@ use tar::Archive;
 
 use crate::client::{Client, machine};
 use crate::error::Error;
-use crate::generate::create;
 use crate::table::print;
 
 #[derive(Debug, clap::Args)]
@@ -73,11 +72,8 @@ pub(crate) async fn run(client: &Client, options: &Options) -> Result<(), Error>
     for (old, new) in renamed {
         say!(note: "renamed {old:?} -> {new:?}; {} had another one of that name", path.display());
     }
-    // Beside and renamed: kubectl never sees half a file.
-    let mut beside = path.clone().into_os_string();
-    beside.push(".new");
-    let beside = PathBuf::from(beside);
-    create(&beside, &written(&merged)).and_then(|()| fs::rename(&beside, &path)).map_err(failed)?;
+    // kubectl never sees half a file.
+    orlop_rt::replace(&path, 0o600, written(&merged).as_bytes()).map_err(failed)?;
     say!("wrote {}", path.display());
     Ok(())
 }

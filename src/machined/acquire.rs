@@ -21,7 +21,6 @@ use orlop_rt::{Chain, Exit};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::config::write_new;
 use crate::label;
 use crate::source::{Source, VOLUME_LABEL};
 
@@ -94,7 +93,7 @@ pub(crate) fn main(options: &Options) -> ExitCode {
         eprintln!("{problems}");
         return Exit::Config.into();
     }
-    match write_new(&options.to, text.as_bytes()) {
+    match orlop_rt::replace(&options.to, 0o600, text.as_bytes()) {
         Ok(()) => Exit::Ok.into(),
         Err(source) => {
             let error = Error::File { operation: "write", path: options.to.clone(), source };

@@ -11,7 +11,6 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use crate::Error;
-use crate::config::write_new;
 
 /// Where it is kept.
 pub(crate) const KEPT: &str = "/system/state/authorities.json";
@@ -59,7 +58,7 @@ impl Believed {
         }
         let kept = serde_json::to_vec(&met)
             .map_err(io::Error::from)
-            .and_then(|bytes| write_new(&self.path, &bytes));
+            .and_then(|bytes| orlop_rt::replace(&self.path, 0o600, &bytes));
         // Even one that cannot be kept holds until the node goes down.
         self.met = met;
         kept.map_err(|source| Error::file("write", &self.path, source))

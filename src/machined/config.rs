@@ -3,14 +3,13 @@
 //! keeping what was accepted.
 
 use std::fs::{self, File};
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use orlop_rt::{Backoff, Exit};
+use orlop_rt::{Backoff, Exit, replace};
 use orlop_supervise::container::Capability;
 use orlop_supervise::process::Privileges;
 use tokio::time::{sleep, timeout};
@@ -91,7 +90,7 @@ pub(crate) async fn load(node: &Node) -> Result<(), Error> {
 pub(crate) async fn check(node: &Node, bytes: &[u8]) -> Result<Document, Refusal> {
     const NAME: &str = "config.yaml";
     make_folder()?;
-    let write = |bytes| write_new(Path::new(CANDIDATE), bytes);
+    let write = |bytes| replace(Path::new(CANDIDATE), 0o600, bytes);
     write(bytes).map_err(|source| Error::file("write", CANDIDATE, source))?;
     let outcome = try_once(node, &format!("file://{CANDIDATE}")).await?;
     // It may hold secrets, and is not looked at again.
@@ -111,7 +110,7 @@ pub(crate) fn save(node: &Node) -> Result<(), Error> {
 /// Writes a document where the next boot finds it, or removes an older one if it is not to be kept.
 pub(crate) fn keep(document: &Document) -> Result<(), Error> {
     if document.config().persist {
-        write_new(Path::new(KEPT), document.text().as_bytes())
+        replace(Path::new(KEPT), 0o600, document.text().as_bytes())
             .map_err(|source| Error::file("write", KEPT, source))
     } else {
         match fs::remove_file(KEPT) {
@@ -214,18 +213,4 @@ fn read_accepted(node: &Node, name: &str) -> Result<Document, Error> {
 fn make_folder() -> Result<(), Error> {
     fs::create_dir_all("/run/orlop")
         .map_err(|source| Error::file("create the folder", "/run/orlop", source))
-}
-
-/// Writes beside, syncs, renames: a reader sees all of it or none.
-pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let beside = path.with_extension("new");
-    let mut file =
-        File::options().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&beside, path)?;
-    match path.parent() {
-        Some(folder) => File::open(folder)?.sync_all(),
-        None => Ok(()),
-    }
 }

@@ -9,14 +9,14 @@ use std::fs;
 use std::hash::{BuildHasher as _, RandomState};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, chown};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use nix::ifaddrs::getifaddrs;
 use orlop_config::machine::MachineConfig;
 use orlop_pki::{Authority, KeyKind, Leaf, Pair, Secret, Usage, certificate};
-use orlop_rt::Chain;
+use orlop_rt::{Beside, Chain};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{debug, info, warn};
@@ -412,12 +412,10 @@ pub(crate) fn write_all(
 }
 
 fn write_one(path: &Path, text: &str, uid: u32) -> io::Result<()> {
-    let beside = PathBuf::from(format!("{}.new", path.display()));
-    let mut file =
-        fs::File::options().write(true).create(true).truncate(true).mode(0o400).open(&beside)?;
+    let mut file = Beside::new(path, 0o400)?;
     io::Write::write_all(&mut file, text.as_bytes())?;
-    chown(&beside, Some(uid), Some(uid))?;
-    fs::rename(&beside, path)
+    file.give_to(uid)?;
+    file.keep()
 }
 
 #[cfg(test)]

@@ -3,11 +3,9 @@
 //! A line that cannot be carried out is told and left out: a node that boots can be corrected.
 
 use std::collections::BTreeMap;
-use std::fs::{self, DirBuilder, File};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{
-    DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
-};
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -59,7 +57,7 @@ fn write_file(file: &UserFile, root: &Path) -> io::Result<()> {
     let folder = written.parent().unwrap_or(&written);
     DirBuilder::new().recursive(true).mode(0o755).create(folder)?;
     let covered = covers && is_same(&written, &target);
-    put(&written, &content, file.permissions.0)?;
+    orlop_rt::replace(&written, file.permissions.0, content.as_bytes())?;
     if covered {
         // By what has just been replaced; nothing can be mounted over that.
         umount2(&target, MntFlags::MNT_DETACH)?;
@@ -84,17 +82,6 @@ fn existing(path: &Path) -> io::Result<String> {
     fs::read_to_string(path)
 }
 
-fn put(path: &Path, content: &str, mode: u32) -> io::Result<()> {
-    let beside = PathBuf::from(format!("{}.orlop-new", path.display()));
-    let mut file =
-        File::options().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
-    file.write_all(content.as_bytes())?;
-    // Not subject to the umask.
-    file.set_permissions(fs::Permissions::from_mode(mode))?;
-    file.sync_all()?;
-    fs::rename(&beside, path)
-}
-
 /// Shows `source`, read-only, in place of `target`.
 fn cover(source: &Path, target: &Path) -> io::Result<()> {
     let bind = |flags| mount(Some(source), target, None::<&str>, flags, None::<&str>);
@@ -105,6 +92,8 @@ fn cover(source: &Path, target: &Path) -> io::Result<()> {
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use nix::sched::{CloneFlags, unshare};
 
     use super::*;

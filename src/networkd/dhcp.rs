@@ -274,10 +274,7 @@ impl Memory {
     fn store(&self, message: &[u8], now: Uptime) {
         let mut bytes = format!("{} {}\n", self.boot, now.as_millis()).into_bytes();
         bytes.extend(message);
-        let beside = self.path.with_extension("new");
-        let stored =
-            std::fs::write(&beside, bytes).and_then(|()| std::fs::rename(&beside, &self.path));
-        if let Err(error) = stored {
+        if let Err(error) = orlop_rt::replace(&self.path, 0o600, &bytes) {
             warn!(path = %self.path.display(), error = %Chain(&error), "lease not remembered");
         }
     }

@@ -1,4 +1,4 @@
-//! What every role needs to run: its version, exit codes, shutdown, back-off.
+//! What every role needs to run: its version, exit codes, shutdown, back-off, files that are replaced.
 //!
 //! A daemon's `main` parses its command line with [`parse`] and gives its `run` to [`run_daemon`];
 //! [`exit`] prints what stopped it, the whole chain of causes in one line, and chooses the exit code.
@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod backoff;
+mod replace;
 pub mod version;
 
 use std::error::Error;
@@ -18,6 +19,7 @@ use tokio::runtime;
 use tokio::signal::unix::{SignalKind, signal};
 
 pub use backoff::Backoff;
+pub use replace::{Beside, replace};
 pub use tokio_util::sync::CancellationToken;
 
 /// Exit codes of every role, after `sysexits.h` where it has a word for it.
@@ -62,11 +64,20 @@ impl std::fmt::Display for Chain<'_> {
 
 /// Ends a daemon: says on stderr what failed, and how its process shall exit.
 pub fn exit<E: Error + 'static>(role: &str, result: Result<(), E>) -> ExitCode {
+    exit_as(role, result, |_| Exit::Failed)
+}
+
+/// As [`exit`], of a daemon whose errors do not all have the same code.
+pub fn exit_as<E: Error + 'static>(
+    role: &str,
+    result: Result<(), E>,
+    code: impl FnOnce(&E) -> Exit,
+) -> ExitCode {
     match result {
         Ok(()) => Exit::Ok.into(),
         Err(error) => {
             eprintln!("{role}: error: {}", Chain(&error));
-            Exit::Failed.into()
+            code(&error).into()
         }
     }
 }

@@ -289,10 +289,8 @@ impl Driver {
     fn keep(&mut self) {
         self.kept_at = orlop_sys::since_boot();
         if let Some(ppm) = self.engine.settled_frequency_ppm() {
-            let part = self.drift.with_extension("new");
-            let written = fs::write(&part, format!("{ppm:.4}\n"))
-                .and_then(|()| fs::rename(&part, &self.drift));
-            if let Err(error) = written {
+            let text = format!("{ppm:.4}\n");
+            if let Err(error) = orlop_rt::replace(&self.drift, 0o644, text.as_bytes()) {
                 self.complain(&format!("write {}", self.drift.display()), &error);
             }
         }

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::kmod::{ModuleInitFlags, finit_module};
 use nix::sys::stat::{major, minor};
-use orlop_rt::Chain;
+use orlop_rt::{Beside, Chain};
 use tracing::{debug, error, info, warn};
 
 use crate::database::Record;
@@ -262,10 +262,13 @@ impl Host {
     /// Writes a device's record in one step.
     pub(crate) fn remember(&self, id: &str, record: &Record) -> Result<(), Error> {
         let path = self.database.join(id);
-        let temporary = self.database.join(format!(".#{id}"));
-        fs::write(&temporary, record.to_text())
-            .and_then(|()| fs::rename(&temporary, &path))
-            .map_err(|source| Error::File { doing: "write", path, source })
+        // In memory: a burst of thousands would only wait for each other's syncs.
+        let write = || {
+            let mut file = Beside::new(&path, 0o644)?;
+            file.write_all(record.to_text().as_bytes())?;
+            file.show()
+        };
+        write().map_err(|source| Error::File { doing: "write", path: path.clone(), source })
     }
 
     /// Removes a device's record.

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::fs::{self, File};
+use std::fs;
 use std::hash::{BuildHasher as _, RandomState};
 use std::io::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, chown};
+use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,7 +17,7 @@ use futures_util::{Stream, StreamExt as _};
 use orlop_config::machine::{MachineConfig, MachineType};
 use orlop_pki::{Secret, certificate};
 use orlop_proto::common::Data as Piece;
-use orlop_rt::{Chain, Exit};
+use orlop_rt::{Beside, Chain, Exit};
 use orlop_supervise::container::{self, Bind, Containerd};
 use orlop_supervise::{
     Definition, Dependency, Health, Hook, Permissions, Prepared, Runner, Timing,
@@ -484,20 +484,18 @@ pub(crate) async fn keep_snapshot(
     store(Path::new(SNAPSHOT), ETCD_UID, pieces).await
 }
 
-/// Writes a snapshot beside `path` as it comes, and takes its place once all of it is sound.
+/// Writes a snapshot beside `path` as it comes; it takes its place once all of it is sound.
 async fn store(
     path: &Path,
     uid: u32,
     mut pieces: impl Stream<Item = Result<Piece, Status>> + Unpin,
 ) -> Result<Hash, Status> {
-    let beside = Beside(PathBuf::from(format!("{}.new", path.display())));
     let failed = |source| internal(Error::file("write the snapshot", path, source));
     let open = || {
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder)?;
         }
-        let options = File::options().write(true).create(true).truncate(true).mode(0o600).clone();
-        options.open(&beside.0)
+        Beside::new(path, 0o600)
     };
     let (mut file, mut check) = (open().map_err(failed)?, Check::new());
     while let Some(piece) = pieces.next().await {
@@ -515,26 +513,11 @@ async fn store(
         (file, check) = (same, so_far);
     }
     let hash = check.finish().map_err(|unsound| Status::invalid_argument(unsound.to_string()))?;
-    let (path, beside) = (path.to_owned(), beside);
-    let kept = spawn_blocking(move || {
-        chown(&beside.0, Some(uid), Some(uid))?;
-        file.sync_all()?;
-        fs::rename(&beside.0, path)
-    });
+    let kept = spawn_blocking(move || file.give_to(uid).and_then(|()| file.keep()));
     kept.await
         .map_err(|error| Status::internal(error.to_string()))?
         .map_err(|source| internal(Error::file("write the snapshot", SNAPSHOT, source)))?;
     Ok(hash)
-}
-
-/// A file that goes away unless it was renamed.
-struct Beside(PathBuf);
-
-impl Drop for Beside {
-    fn drop(&mut self) {
-        // Renamed, or never made.
-        let _ = fs::remove_file(&self.0);
-    }
 }
 
 /// The snapshot that is kept, and whether it has a hash: only sound ones are.
