@@ -2,22 +2,13 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use orlop_netlink::{Address, Link, Mac, Netlink, Route};
-use orlop_proto::health::health_check::ServingStatus;
-use orlop_proto::health::health_server::{Health, HealthServer};
-use orlop_proto::health::ready_check::ReadyStatus;
-use orlop_proto::health::{
-    HealthCheck, HealthCheckResponse, HealthWatchRequest, ReadyCheck, ReadyCheckResponse,
-};
 use orlop_proto::network::network_service_server::{NetworkService, NetworkServiceServer};
 use orlop_proto::network::{self, AddressFamily};
 use orlop_rt::{CancellationToken, Chain};
 use tokio::sync::watch;
-use tokio_stream::StreamExt as _;
-use tokio_stream::wrappers::IntervalStream;
-use tonic::codegen::BoxStream;
+use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 use tracing::warn;
 
@@ -30,21 +21,14 @@ pub(crate) async fn serve(
     ready: watch::Receiver<bool>,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
-    let connections =
-        orlop_rpc::unix::listen(&path).map_err(|source| Error::Listen { path, source })?;
-    let api = Api { netlink, ready };
-    orlop_rpc::server()
-        .add_service(NetworkServiceServer::new(api.clone()))
-        .add_service(HealthServer::new(api))
-        .serve_with_incoming_shutdown(connections, shutdown.cancelled_owned())
-        .await
-        .map_err(Error::Serve)
+    let service = Routes::new(NetworkServiceServer::new(Api { netlink }));
+    let ready = move || *ready.borrow();
+    orlop_rpc::health::serve(path, service, ready, shutdown).await.map_err(Error::Listen)
 }
 
 #[derive(Clone, Debug)]
 struct Api {
     netlink: Netlink,
-    ready: watch::Receiver<bool>,
 }
 
 #[tonic::async_trait]
@@ -67,32 +51,6 @@ impl NetworkService for Api {
         let messages = vec![network::Routes { metadata: None, routes }];
         Ok(Response::new(network::RoutesResponse { messages }))
     }
-}
-
-#[tonic::async_trait]
-impl Health for Api {
-    async fn check(&self, _: Request<()>) -> Result<Response<HealthCheckResponse>, Status> {
-        Ok(Response::new(serving()))
-    }
-
-    async fn watch(
-        &self,
-        request: Request<HealthWatchRequest>,
-    ) -> Result<Response<BoxStream<HealthCheckResponse>>, Status> {
-        let secs = u64::try_from(request.into_inner().interval_seconds).unwrap_or_default();
-        let ticks = tokio::time::interval(Duration::from_secs(secs.clamp(1, 3600)));
-        Ok(Response::new(Box::pin(IntervalStream::new(ticks).map(|_| Ok(serving())))))
-    }
-
-    async fn ready(&self, _: Request<()>) -> Result<Response<ReadyCheckResponse>, Status> {
-        let status = if *self.ready.borrow() { ReadyStatus::Ready } else { ReadyStatus::NotReady };
-        let messages = vec![ReadyCheck { status: status.into() }];
-        Ok(Response::new(ReadyCheckResponse { messages }))
-    }
-}
-
-fn serving() -> HealthCheckResponse {
-    HealthCheckResponse { messages: vec![HealthCheck { status: ServingStatus::Serving.into() }] }
 }
 
 fn interface(link: &Link, addresses: &[Address]) -> network::Interface {

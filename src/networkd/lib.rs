@@ -100,17 +100,8 @@ pub enum Error {
         source: io::Error,
     },
     /// The API has no socket.
-    #[error("offer the API on {}", path.display())]
-    Listen {
-        /// The socket.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
-    /// The API stopped.
-    #[error("serve the API")]
-    Serve(#[source] tonic::transport::Error),
+    #[error("offer the API")]
+    Listen(#[source] io::Error),
 }
 
 /// Runs the role until a signal stops it.
@@ -120,13 +111,11 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Err(code) => return code,
     };
     orlop_telemetry::to_stderr(options.debug);
-    match orlop_rt::run_daemon(Error::Runtime, |shutdown| run(options, shutdown)) {
-        Err(error @ Error::Settings(_)) => {
-            let _ = orlop_rt::exit("networkd", Err(error));
-            Exit::Config.into()
-        }
-        result => orlop_rt::exit("networkd", result),
-    }
+    let result = orlop_rt::run_daemon(Error::Runtime, |shutdown| run(options, shutdown));
+    orlop_rt::exit_as("networkd", result, |error| match error {
+        Error::Settings(_) => Exit::Config,
+        _ => Exit::Failed,
+    })
 }
 
 /// Configures the network and serves the API until `shutdown`.

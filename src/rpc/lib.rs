@@ -6,6 +6,7 @@
 //! - [`proxy`]: hands a call on to another server as it is, without looking into its messages.
 //! - [`renewed`]: keys and certificates in files that change while a daemon runs.
 //! - [`access`]: one line of log for each call.
+//! - [`health`]: what daemons that machined asks how they are serve.
 //!
 //! What gRPC itself needs (codecs, generated services) is tonic's. This crate settles what all our
 //! servers and channels have in common: window sizes, keep-alive, limits, what an accept loop does
@@ -15,6 +16,7 @@
 
 mod accept;
 pub mod access;
+pub mod health;
 pub mod proxy;
 mod rate;
 pub mod renewed;

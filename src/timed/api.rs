@@ -5,21 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use orlop_config::machine::TimeServer;
-use orlop_proto::health::health_check::ServingStatus;
-use orlop_proto::health::health_server::{Health, HealthServer};
-use orlop_proto::health::ready_check::ReadyStatus;
-use orlop_proto::health::{
-    HealthCheck, HealthCheckResponse, HealthWatchRequest, ReadyCheck, ReadyCheckResponse,
-};
 use orlop_proto::time::time_service_server::{TimeService, TimeServiceServer};
 use orlop_proto::time::{Time, TimeRequest, TimeResponse};
 use orlop_rt::CancellationToken;
 use prost_types::Timestamp;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
-use tokio_stream::StreamExt as _;
-use tokio_stream::wrappers::IntervalStream;
-use tonic::codegen::BoxStream;
+use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
 use crate::Error;
@@ -37,14 +29,9 @@ pub(crate) async fn serve(
     api: Api,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
-    let connections =
-        orlop_rpc::unix::listen(&path).map_err(|source| Error::Listen { path, source })?;
-    orlop_rpc::server()
-        .add_service(TimeServiceServer::new(api.clone()))
-        .add_service(HealthServer::new(api))
-        .serve_with_incoming_shutdown(connections, shutdown.cancelled_owned())
-        .await
-        .map_err(Error::Serve)
+    let service = Routes::new(TimeServiceServer::new(api.clone()));
+    let ready = move || api.ready();
+    orlop_rpc::health::serve(path, service, ready, shutdown).await.map_err(Error::Listen)
 }
 
 /// What calls are answered from.
@@ -59,6 +46,12 @@ pub(crate) struct Api {
 }
 
 impl Api {
+    /// Whether those who wait for the right time may go on: it is right, or their patience is at an
+    /// end (`machine.time.bootTimeout`, spec §9.6).
+    fn ready(&self) -> bool {
+        self.view.borrow().synchronized || Instant::now() >= self.patience
+    }
+
     async fn ask(&self, servers: &[TimeServer]) -> Result<Response<TimeResponse>, Status> {
         let mut why = "no answer in time".to_owned();
         let asking = async {
@@ -104,35 +97,6 @@ impl TimeService for Api {
     }
 }
 
-#[tonic::async_trait]
-impl Health for Api {
-    async fn check(&self, _: Request<()>) -> Result<Response<HealthCheckResponse>, Status> {
-        Ok(Response::new(serving()))
-    }
-
-    async fn watch(
-        &self,
-        request: Request<HealthWatchRequest>,
-    ) -> Result<Response<BoxStream<HealthCheckResponse>>, Status> {
-        let secs = u64::try_from(request.into_inner().interval_seconds).unwrap_or_default();
-        let ticks = tokio::time::interval(Duration::from_secs(secs.clamp(1, 3600)));
-        Ok(Response::new(Box::pin(IntervalStream::new(ticks).map(|_| Ok(serving())))))
-    }
-
-    /// Whether those who wait for the right time may go on: it is right, or their patience is at an
-    /// end (`machine.time.bootTimeout`, spec §9.6).
-    async fn ready(&self, _: Request<()>) -> Result<Response<ReadyCheckResponse>, Status> {
-        let ready = self.view.borrow().synchronized || Instant::now() >= self.patience;
-        let status = if ready { ReadyStatus::Ready } else { ReadyStatus::NotReady };
-        let messages = vec![ReadyCheck { status: status.into() }];
-        Ok(Response::new(ReadyCheckResponse { messages }))
-    }
-}
-
-fn serving() -> HealthCheckResponse {
-    HealthCheckResponse { messages: vec![HealthCheck { status: ServingStatus::Serving.into() }] }
-}
-
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
@@ -144,20 +108,15 @@ mod tests {
         (sender, Api { servers: [].into(), names: names.into(), port: 0, view, patience })
     }
 
-    async fn ready(api: &Api) -> bool {
-        let answer = api.ready(Request::new(())).await.unwrap().into_inner();
-        answer.messages[0].status() == ReadyStatus::Ready
-    }
-
     #[tokio::test(start_paused = true)]
     async fn it_is_ready_when_the_clock_is_right_or_patience_ends() {
         let (view, api) = api(Instant::now() + Duration::from_secs(30));
-        assert!(!ready(&api).await);
+        assert!(!api.ready());
         view.send_replace(View { synchronized: true, ..View::default() });
-        assert!(ready(&api).await);
+        assert!(api.ready());
         view.send_replace(View::default());
         tokio::time::advance(Duration::from_secs(30)).await;
-        assert!(ready(&api).await);
+        assert!(api.ready());
     }
 
     #[tokio::test]

@@ -98,17 +98,8 @@ pub enum Error {
     #[error("get random bytes")]
     Random,
     /// The API has no socket.
-    #[error("offer the API on {}", path.display())]
-    Listen {
-        /// The socket.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
-    /// The API stopped.
-    #[error("serve the API")]
-    Serve(#[source] tonic::transport::Error),
+    #[error("offer the API")]
+    Listen(#[source] io::Error),
 }
 
 /// Asked when the configuration names nobody (spec §6.3).
@@ -121,13 +112,11 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Err(code) => return code,
     };
     orlop_telemetry::to_stderr(options.debug);
-    match orlop_rt::run_daemon(Error::Runtime, |shutdown| run(options, shutdown)) {
-        Err(error @ Error::Settings(_)) => {
-            let _ = orlop_rt::exit("timed", Err(error));
-            Exit::Config.into()
-        }
-        result => orlop_rt::exit("timed", result),
-    }
+    let result = orlop_rt::run_daemon(Error::Runtime, |shutdown| run(options, shutdown));
+    orlop_rt::exit_as("timed", result, |error| match error {
+        Error::Settings(_) => Exit::Config,
+        _ => Exit::Failed,
+    })
 }
 
 /// Keeps the clock right and serves the API until `shutdown`.
