@@ -53,7 +53,7 @@ fmt: ## is everything formatted?
 lint: ## clippy; warnings are errors
 	@.ci/deps build
 	cargo clippy --workspace --all-targets -- -D warnings
-	cargo clippy -p orlop-qemu --test smoke --test cluster_of_three -- -D warnings
+	cargo clippy -p orlop-qemu --test smoke --test cluster_of_three --test in_guest -- -D warnings
 
 unit: ## unit tests
 	@.ci/deps build
@@ -96,7 +96,7 @@ harness:
 
 qemu: image harness ## the QEMU smoke tests (TEST=word runs those whose name has it)
 	@.ci/deps qemu test
-	cargo test -p orlop-qemu --test smoke --test cluster_of_three -- $(TEST)
+	cargo test -p orlop-qemu --test smoke --test cluster_of_three --test in_guest -- $(TEST)
 
 bench: kernel initramfs harness ## the figures of the README, each beside its reference; out/bench.json
 	@.ci/deps qemu bench

@@ -92,9 +92,9 @@ impl Agent {
     }
 }
 
-/// Makes an initramfs in `folder` that is `real` with `program` at [`PATH`]. The kernel unpacks one
-/// archive after another, so ours, uncompressed, goes before it.
-pub(crate) fn initrd(program: &Path, real: &Path, folder: &Path) -> Result<PathBuf> {
+/// Makes an initramfs in `folder` that is `real`, if there is one, with `program` at [`PATH`]. The kernel
+/// unpacks one archive after another, so ours, uncompressed, goes before it.
+pub(crate) fn initrd(program: &Path, real: Option<&Path>, folder: &Path) -> Result<PathBuf> {
     let path = folder.join("initramfs.img");
     let mut image = File::create(&path).with_context(|| format!("create {}", path.display()))?;
     let bytes = fs::read(program).with_context(|| format!("read {}", program.display()))?;
@@ -103,8 +103,10 @@ pub(crate) fn initrd(program: &Path, real: &Path, folder: &Path) -> Result<PathB
     entry(&mut archive, "TRAILER!!!", 0, b"");
     archive.resize(archive.len().next_multiple_of(512), 0);
     image.write_all(&archive)?;
-    let mut real = File::open(real).with_context(|| format!("open {}", real.display()))?;
-    std::io::copy(&mut real, &mut image)?;
+    if let Some(real) = real {
+        let mut real = File::open(real).with_context(|| format!("open {}", real.display()))?;
+        std::io::copy(&mut real, &mut image)?;
+    }
     Ok(path)
 }
 

@@ -5,7 +5,8 @@
 //! [`Cluster`] holds generated configurations; [`serve`] gives one to the guest over HTTP and
 //! [`volume`] on a labelled disk. [`Operator`] is the real command line, pointed at one node.
 //! [`Agent`] reaches into a guest that was booted with one, to kill and to orphan processes, which
-//! the node's own API rightly offers to nobody.
+//! the node's own API rightly offers to nobody. [`Tester`] is a shell in a guest that is no node: our
+//! kernel with this computer's own files, for test programs (`in_guest.rs`) and as a neighbour of nodes.
 
 #![forbid(unsafe_code)]
 
@@ -16,12 +17,14 @@ mod console;
 mod machine;
 mod monitor;
 pub mod serve;
+mod tester_link;
 pub mod volume;
 
 pub use agent_link::Agent;
 pub use cluster::{Cluster, Operator, Row};
 pub use console::{Console, Found, Line, Mark};
 pub use machine::{Boot, Cable, Forward, Machine};
+pub use tester_link::Tester;
 
 use std::env;
 use std::path::PathBuf;

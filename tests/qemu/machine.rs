@@ -17,6 +17,7 @@ use crate::accel::Accel;
 use crate::agent_link::{self, Agent};
 use crate::console::Console;
 use crate::monitor::Monitor;
+use crate::tester_link::Tester;
 
 /// A port of 127.0.0.1 that leads to a port of the guest.
 #[derive(Clone, Copy, Debug)]
@@ -52,6 +53,10 @@ pub struct Boot {
     log: Option<PathBuf>,
     agent: Option<PathBuf>,
     no_reboot: bool,
+    /// The host's files are there, by 9P under the name `host`.
+    shares_host: bool,
+    /// What the real-time clock shows at the start, instead of the time.
+    clock: Option<&'static str>,
     complaints: Complaints,
 }
 
@@ -64,6 +69,10 @@ enum Card {
     Switch(Vec<Cable>),
     /// Another machine's switch.
     Cable(Cable),
+    /// A switch with user networking behind it.
+    SwitchedUser(Vec<Forward>),
+    /// The switch of the card before.
+    Beside,
 }
 
 /// One end of a network cable between two machines.
@@ -141,6 +150,16 @@ impl Boot {
         Ok(Self { drives: vec![flash], ..Self::nothing(accel) }.scratch_disk(&disk))
     }
 
+    /// Our kernel with `program` (the `tester` of this crate) and the files of this computer; see
+    /// [`Machine::tester`].
+    ///
+    /// # Errors
+    /// When the kernel was not built.
+    pub fn tester(accel: Accel, program: &Path) -> Result<Self> {
+        let boot = Self { shares_host: true, ..Self::kernel(accel)? };
+        Ok(boot.argument("console=ttyS0 quiet panic=-1").no_reboot().agent(program))
+    }
+
     fn nothing(accel: Accel) -> Self {
         Self {
             accel,
@@ -153,6 +172,8 @@ impl Boot {
             log: None,
             agent: None,
             no_reboot: false,
+            shares_host: false,
+            clock: None,
             complaints: Complaints::Shown,
         }
     }
@@ -183,6 +204,21 @@ impl Boot {
     #[must_use]
     pub fn cable(mut self, cable: Cable) -> Self {
         self.cards.push(Card::Cable(cable));
+        self
+    }
+
+    /// Adds two network cards on one switch, with user networking behind it.
+    #[must_use]
+    pub fn network_twice(mut self, forwards: &[Forward]) -> Self {
+        self.cards.push(Card::SwitchedUser(forwards.to_vec()));
+        self.cards.push(Card::Beside);
+        self
+    }
+
+    /// Starts the real-time clock at another time than the host's: `2020-01-01T00:00:00`, UTC.
+    #[must_use]
+    pub fn clock(mut self, time: &'static str) -> Self {
+        self.clock = Some(time);
         self
     }
 
@@ -249,7 +285,7 @@ impl Boot {
         let scratch = tempfile::tempdir().context("make a temporary folder")?;
         let agent = scratch.path().join("agent.sock");
         if let Some(program) = &self.agent {
-            let real = self.initrd.as_deref().context("an agent needs an initramfs")?;
+            let real = self.initrd.as_deref();
             self.initrd = Some(agent_link::initrd(program, real, scratch.path())?);
             self.arguments.push(format!("rdinit={}", agent_link::PATH));
         }
@@ -283,7 +319,8 @@ impl Boot {
             for network in card.networks(i, &mut passed)? {
                 command.arg("-netdev").arg(network);
             }
-            command.args(["-device", &format!("virtio-net-pci,netdev=net{i},romfile=")]);
+            let card = format!("virtio-net-pci,id=card{i},netdev=net{i},romfile=");
+            command.args(["-device", &card]);
         }
         let (monitor, qemus_end) = UnixStream::pair().context("make QEMU's monitor")?;
         let qemus_end = pass(qemus_end.into(), &mut passed)?;
@@ -299,6 +336,13 @@ impl Boot {
         }
         if self.no_reboot {
             command.arg("-no-reboot");
+        }
+        if self.shares_host {
+            let files = "local,id=host,path=/,security_model=none,readonly=on,multidevs=remap";
+            command.args(["-fsdev", files, "-device", "virtio-9p-pci,fsdev=host,mount_tag=host"]);
+        }
+        if let Some(time) = self.clock {
+            command.args(["-rtc", &format!("base={time}")]);
         }
         // A group of its own: Ctrl-C is for us, not for QEMU, which would stop at once.
         command
@@ -318,15 +362,13 @@ impl Card {
     /// What the `i`th card is connected to, as values of `-netdev`; what they refer to joins `passed`.
     fn networks(self, i: usize, passed: &mut Vec<OwnedFd>) -> Result<Vec<String>> {
         Ok(match self {
-            Self::User(forwards) => {
-                let mut network = format!("user,id=net{i},net=10.0.{}.0/24", i + 2);
-                for Forward { host, guest: (address, port) } in forwards {
-                    let address =
-                        if address.is_unspecified() { String::new() } else { address.to_string() };
-                    network += &format!(",hostfwd=tcp:127.0.0.1:{host}-{address}:{port}");
-                }
-                vec![network]
-            }
+            Self::User(forwards) => vec![user(&format!("net{i}"), i, &forwards)],
+            Self::SwitchedUser(forwards) => vec![
+                user("user", i, &forwards),
+                format!("hubport,id=users,hubid={i},netdev=user"),
+                format!("hubport,id=net{i},hubid={i}"),
+            ],
+            Self::Beside => vec![format!("hubport,id=net{i},hubid={}", i - 1)],
             Self::Cable(Cable(end)) => vec![format!("socket,id=net{i},fd={}", pass(end, passed)?)],
             Self::Switch(cables) => {
                 let mut networks = vec![format!("hubport,id=net{i},hubid={i}")];
@@ -338,6 +380,16 @@ impl Card {
             }
         })
     }
+}
+
+/// User networking called `id`, on the `i`th network.
+fn user(id: &str, i: usize, forwards: &[Forward]) -> String {
+    let mut network = format!("user,id={id},net=10.0.{}.0/24", i + 2);
+    for Forward { host, guest: (address, port) } in forwards {
+        let address = if address.is_unspecified() { String::new() } else { address.to_string() };
+        network += &format!(",hostfwd=tcp:127.0.0.1:{host}-{address}:{port}");
+    }
+    network
 }
 
 /// Lets the next program that is started inherit `file`, under this number.
@@ -371,6 +423,22 @@ impl Machine {
     /// When it does not answer within 30 s.
     pub fn agent(&self) -> Result<Agent> {
         Agent::connect(&self.agent)
+    }
+
+    /// The shell inside; only a [`Boot::tester`] has it.
+    ///
+    /// # Errors
+    /// When it cannot be reached.
+    pub fn tester(&self) -> Result<Tester> {
+        Tester::connect(&self.agent)
+    }
+
+    /// Takes the link from the `n`th network card, or gives it back: the guest sees it.
+    ///
+    /// # Errors
+    /// When QEMU does not do it.
+    pub fn set_card(&mut self, n: usize, up: bool) -> Result<()> {
+        self.monitor.set_link(&format!("card{n}"), up)
     }
 
     /// Pulls the `n`th cable out of its switch; nobody at either end is told.
