@@ -17,7 +17,7 @@ mod apply;
 mod believed;
 mod button;
 mod cgroups;
-mod child;
+pub mod child;
 mod clock;
 mod config;
 mod disks;

@@ -5,16 +5,11 @@
 //! the configuration; a node without any believes the first who answers, and from then on the authorities
 //! it was told then.
 
-use std::fs::{self, File};
-use std::io::{self, Read as _, Seek as _, Write as _};
+use std::io::{self, Write as _};
 use std::net::IpAddr;
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode};
 use std::time::{Duration, SystemTime};
 
-use nix::sys::signal::Signal;
 use orlop_pki::{Secret, certificate, encoding, request, stranger, tls};
 use orlop_proto::security::CertificateRequest;
 use orlop_proto::security::security_service_client::SecurityServiceClient;
@@ -25,6 +20,7 @@ use tokio::time::timeout;
 use tonic::metadata::MetadataValue;
 
 use crate::Error;
+use crate::child;
 use crate::services::{APID_UID, BINARY};
 
 /// Where every trustd listens.
@@ -33,10 +29,6 @@ const PORT: u16 = 50_001;
 const ASK_LIMIT: Duration = Duration::from_secs(20);
 /// How long the child may take, whatever it waits for.
 const CHILD_LIMIT: Duration = Duration::from_secs(70);
-/// No answer is longer.
-const ANSWER_LIMIT: u64 = 256 << 10;
-/// Where the child reads and writes; only root may look.
-const FOLDER: &str = "/run/orlop";
 
 /// What the child is told.
 #[derive(Debug, Deserialize, Serialize)]
@@ -79,54 +71,15 @@ impl Wish {
 
 /// Lets a child ask.
 pub(crate) async fn obtain(reaper: &Reaper, wish: &Wish) -> Result<Answer, Error> {
-    let failed = |source| Error::System { operation: "run the child that asks trustd", source };
-    let mut answer = private_file("certify.answer").map_err(failed)?;
-    let mut complaints = private_file("certify.log").map_err(failed)?;
-    let run = || {
-        let mut request = private_file("certify.request")?;
-        serde_json::to_writer(&request, wish)?;
-        request.rewind()?;
-        reaper.spawn(
-            Command::new(BINARY)
-                .args(["machined", "certify"])
-                .env_clear()
-                .uid(APID_UID)
-                .gid(APID_UID)
-                .stdin(request)
-                .stdout(Stdio::from(answer.try_clone()?))
-                .stderr(complaints.try_clone()?),
-        )
-    };
-    let mut child = run().map_err(failed)?;
-    let ended = timeout(CHILD_LIMIT, child.wait()).await;
-    for name in ["certify.request", "certify.answer", "certify.log"] {
-        // The next one overwrites it.
-        let _ = fs::remove_file(Path::new(FOLDER).join(name));
-    }
-    let Ok(status) = ended else {
-        child.signal(Signal::SIGKILL).map_err(failed)?;
-        return Err(Error::Trust(format!("no answer in {} s", CHILD_LIMIT.as_secs())));
-    };
-    if !status.success() {
-        let why = read(&mut complaints).map_err(failed)?;
-        let why = why.lines().next().map_or_else(|| status.to_string(), str::to_owned);
-        return Err(Error::Trust(why));
-    }
-    let text = read(&mut answer).map_err(failed)?;
-    serde_json::from_str(&text).map_err(|error| failed(error.into()))
-}
-
-fn private_file(name: &str) -> io::Result<File> {
-    fs::create_dir_all(FOLDER)?;
-    let path: PathBuf = Path::new(FOLDER).join(name);
-    File::options().read(true).write(true).create(true).truncate(true).mode(0o600).open(path)
-}
-
-fn read(file: &mut File) -> io::Result<String> {
-    let mut text = String::new();
-    file.rewind()?;
-    file.take(ANSWER_LIMIT).read_to_string(&mut text)?;
-    Ok(text)
+    let mut program = Command::new(BINARY);
+    program.args(["machined", "certify"]);
+    let asked = child::ask(reaper, program, APID_UID, wish, CHILD_LIMIT).await;
+    asked.map_err(|error| match error {
+        child::Error::Run(source) => {
+            Error::System { operation: "run the child that asks trustd", source }
+        }
+        child::Error::Failed(_) | child::Error::Late(_) => Error::Trust(error.to_string()),
+    })
 }
 
 /// Runs as the child: a wish on standard input, the answer on standard output.

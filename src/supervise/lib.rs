@@ -32,5 +32,5 @@ pub use definition::{
 };
 pub use log::{Log, Logs};
 pub use machine::{Cause, Change, Dependency, Entry, Restart, State, Timing, Verdict};
-pub use reaper::Reaper;
+pub use reaper::{Child, Reaper};
 pub use supervisor::{Error, Handle, Service, Supervisor};
