@@ -1,12 +1,15 @@
 //! Generates the Rust types and services of `proto/` into `OUT_DIR`.
 
-const FILES: [&str; 12] = [
+const FILES: [&str; 15] = [
+    "cluster",
     "common",
     "cri",
     "etcd",
     "google/rpc/status",
     "grpc/health/v1/health",
     "health",
+    "image",
+    "lifecycle",
     "machine",
     "network",
     "orlop",

@@ -14,6 +14,11 @@ mod codec;
 /// `google.protobuf.FileDescriptorSet`.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
+/// The health of the cluster (`proto/cluster.proto`).
+pub mod cluster {
+    tonic::include_proto!("cluster");
+}
+
 /// Types that all services share (`proto/common.proto`).
 pub mod common {
     tonic::include_proto!("common");
@@ -46,7 +51,7 @@ pub mod grpc {
     }
 }
 
-/// The machine API (`proto/machine.proto`).
+/// The machine API (`proto/machine.proto`, `image.proto`, `lifecycle.proto`).
 pub mod machine {
     tonic::include_proto!("machine");
 }
