@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use orlop_proto::cluster::cluster_service_client::ClusterServiceClient;
 use orlop_proto::common::Metadata;
 use orlop_proto::machine::machine_service_client::MachineServiceClient;
 use orlop_proto::network::network_service_client::NetworkServiceClient;
@@ -18,7 +19,7 @@ use orlop_proto::orlop::v1alpha1 as orlop;
 use orlop_proto::orlop::v1alpha1::node_service_client::NodeServiceClient;
 use orlop_proto::storage::storage_service_client::StorageServiceClient;
 use orlop_proto::time::time_service_client::TimeServiceClient;
-use orlop_proto::{common, machine, network, storage, time};
+use orlop_proto::{cluster, common, machine, network, storage, time};
 use tokio_rustls::rustls::ClientConfig;
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 use tonic::service::Interceptor;
@@ -41,6 +42,11 @@ pub(crate) type Node = InterceptedService<Channel, Targets>;
 /// The machine API of a node; the joined answers of many nodes are long.
 pub(crate) fn machine(node: Node) -> MachineServiceClient<Node> {
     MachineServiceClient::new(node).max_decoding_message_size(orlop_rpc::MAX_MESSAGE)
+}
+
+/// What a node says of its cluster.
+pub(crate) fn cluster(node: Node) -> ClusterServiceClient<Node> {
+    ClusterServiceClient::new(node).max_decoding_message_size(orlop_rpc::MAX_MESSAGE)
 }
 
 /// The network API of a node.
@@ -447,6 +453,7 @@ macro_rules! replies {
 }
 
 messages!(
+    cluster::HealthCheckProgress,
     common::Data,
     machine::DiskUsageInfo,
     machine::Event,

@@ -56,6 +56,10 @@ pub(crate) enum Error {
     NotBack { after: Duration, why: String },
     #[error("waited {} s for {what}: {why}", after.as_secs())]
     Unhealthy { what: &'static str, after: Duration, why: String },
+    #[error("the cluster is not healthy: {why}")]
+    Unwell { why: String },
+    #[error("{flag}: {why}")]
+    Impossible { flag: &'static str, why: &'static str },
     #[error("{what} cannot be applied: {why}")]
     Patch { what: String, why: String },
     #[error("make keys and certificates")]
@@ -168,7 +172,7 @@ impl Error {
                 Some("add -n ADDRESS; the node's console shows its addresses".to_owned())
             }
             Self::NotUp { id, .. } => Some(format!("orlopctl logs {id} says why")),
-            Self::Unhealthy { .. } => Some(
+            Self::Unhealthy { .. } | Self::Unwell { .. } => Some(
                 "orlopctl services, orlopctl timeline and orlopctl logs ID say more".to_owned(),
             ),
             Self::NotBack { .. } => {
@@ -195,6 +199,7 @@ impl Error {
             | Self::Identity { .. }
             | Self::Endpoint(_)
             | Self::Ended { .. }
+            | Self::Impossible { .. }
             | Self::Files(_)
             | Self::Keys(_)
             | Self::Patch { .. }
@@ -234,6 +239,7 @@ impl Error {
             | Self::Patch { .. }
             | Self::Node { .. }
             | Self::NoStranger
+            | Self::Impossible { .. }
             | Self::OneNode { .. }
             | Self::NoTerminal
             | Self::Terminal => Exit::Usage,
@@ -259,6 +265,7 @@ impl Error {
             | Self::NotBack { .. }
             | Self::NotUp { .. }
             | Self::Unhealthy { .. }
+            | Self::Unwell { .. }
             | Self::ContextExists { .. }
             | Self::Keys(_)
             | Self::Exists { .. }

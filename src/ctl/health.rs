@@ -1,16 +1,18 @@
 //! `health`: waits until nodes are as they should be, and says for what it waits.
 //!
 //! The checks are made from here, over the API: a node that cannot judge itself is judged all the same.
-//! What is lacking is decided by pure functions of the nodes' answers.
+//! What is lacking is decided by pure functions of the nodes' answers. With `--server` a node makes them,
+//! and asks Kubernetes as well.
 
 use std::time::Duration;
 
+use orlop_proto::cluster::{ClusterInfo, HealthCheckRequest};
 use orlop_proto::machine::ServiceList;
 use orlop_proto::orlop::v1alpha1::Timeline;
 use orlop_rt::Chain;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
-use crate::client::{Answer, Client, machine, told};
+use crate::client::{Answer, Client, cluster, machine, told};
 use crate::error::{Error, Failure};
 use crate::services;
 use crate::table::escape;
@@ -31,6 +33,16 @@ pub(crate) struct ByKind {
 }
 
 impl ByKind {
+    /// As a node that checks the cluster is told.
+    fn info(&self, endpoint: Option<&String>) -> ClusterInfo {
+        let Self { init_node, control_plane_nodes, worker_nodes } = self;
+        ClusterInfo {
+            control_plane_nodes: init_node.iter().chain(control_plane_nodes).cloned().collect(),
+            worker_nodes: worker_nodes.clone(),
+            force_endpoint: endpoint.cloned().unwrap_or_default(),
+        }
+    }
+
     /// A client of the nodes named here; of those `client` means when none are.
     pub(crate) fn choose(&self, client: &Client) -> Result<Client, Error> {
         let Self { init_node, control_plane_nodes, worker_nodes } = self;
@@ -47,7 +59,21 @@ pub(crate) struct Options {
     /// For how long to wait
     #[arg(long, value_parser = parse_duration, default_value = "20m", value_name = "DURATION")]
     wait_timeout: Duration,
+    /// Let a node check the cluster, and ask Kubernetes; else the nodes are checked from here
+    #[arg(long, default_value_t = false, action = clap::ArgAction::Set, num_args = 0..=1,
+        default_missing_value = "true", require_equals = true, value_name = "BOOL")]
+    server: bool,
+    /// With --server: where Kubernetes' API is, if not where the configuration says
+    #[arg(long, value_name = "URL")]
+    k8s_endpoint: Option<String>,
+    /// Run Kubernetes' end-to-end tests afterwards (refused: nodes cannot yet)
+    #[arg(long, default_value_t = false, action = clap::ArgAction::Set, num_args = 0..=1,
+        default_missing_value = "true", require_equals = true, value_name = "BOOL")]
+    run_e2e: bool,
 }
+
+/// The node gives up first, and says why.
+const SPARE: Duration = Duration::from_secs(30);
 
 /// Between two looks.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -100,6 +126,17 @@ impl Check {
 
 /// Waits for one check after the other.
 pub(crate) async fn run(client: &Client, options: &Options) -> Result<(), Error> {
+    if options.run_e2e {
+        let why = "end-to-end tests need a Kubernetes whose images this cluster does not have";
+        return Err(Error::Impossible { flag: "--run-e2e", why });
+    }
+    if options.server {
+        return ask(client, options).await;
+    }
+    if options.k8s_endpoint.is_some() {
+        let why = "Kubernetes is asked by a node only: add --server";
+        return Err(Error::Impossible { flag: "--k8s-endpoint", why });
+    }
     let client = options.nodes.choose(client)?.silent();
     let deadline = Instant::now() + options.wait_timeout;
     for check in Check::ALL {
@@ -125,6 +162,34 @@ pub(crate) async fn run(client: &Client, options: &Options) -> Result<(), Error>
         say!("waiting for {what}: OK");
     }
     Ok(())
+}
+
+/// Lets a node check the cluster; what it says goes to stderr, as our own checks do.
+async fn ask(client: &Client, options: &Options) -> Result<(), Error> {
+    client.one_node("health --server")?;
+    let request = HealthCheckRequest {
+        wait_timeout: options.wait_timeout.try_into().ok(),
+        cluster_info: Some(options.nodes.info(options.k8s_endpoint.as_ref())),
+    };
+    let call = async |node| cluster(node).health_check(request.clone()).await;
+    let mut failure = None;
+    let said = client.stream("check the cluster", call, async |answer| {
+        match answer {
+            Ok(Answer { message, .. }) => say!("{}", escape(&message.message)),
+            Err(failed) => failure = Some(failed.why),
+        }
+        Ok(())
+    });
+    let why = match timeout(options.wait_timeout + SPARE, said).await {
+        Err(_) => "the node says no more".to_owned(),
+        Ok(Err(Error::Ended { why, .. })) => why,
+        Ok(Err(error)) => return Err(error),
+        Ok(Ok(())) => match failure {
+            None => return Ok(()),
+            Some(why) => why,
+        },
+    };
+    Err(Error::Unwell { why })
 }
 
 /// The services that are not up, with their nodes. Nobody asks for the health of some.

@@ -28,6 +28,7 @@ pub mod etcd;
 mod events;
 pub mod figures;
 mod hardening;
+mod health;
 mod identity;
 mod kmsg;
 pub mod label;
@@ -91,6 +92,8 @@ enum Command {
     Certify,
     /// Become a member of an etcd cluster, on terms read from standard input (PID 1 runs this as its child).
     JoinEtcd,
+    /// See whether the cluster is healthy, on terms read from standard input (PID 1 runs this as its child).
+    CheckHealth,
     /// Read standard input to its end, so that the file behind it is in memory (init runs this).
     ReadAhead,
 }
@@ -102,6 +105,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Ok(Options { command: Some(Command::Acquire(options)) }) => acquire::main(&options),
         Ok(Options { command: Some(Command::Certify) }) => trust::main(),
         Ok(Options { command: Some(Command::JoinEtcd) }) => etcd::host::join_main(),
+        Ok(Options { command: Some(Command::CheckHealth) }) => health::main(),
         Ok(Options { command: Some(Command::ReadAhead) }) => {
             orlop_rt::exit("machined", io::copy(&mut io::stdin(), &mut io::sink()).map(drop))
         }

@@ -40,7 +40,7 @@ pub(crate) const BINARY: &str = "/sbin/orlop";
 pub(crate) const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
 pub(crate) const NETWORKD_SOCKET: &str = "/system/run/networkd/networkd.sock";
 /// For programs of the node, in containers that have its folder.
-const APID_SOCKET: &str = "/system/run/apid/apid.sock";
+pub(crate) const APID_SOCKET: &str = "/system/run/apid/apid.sock";
 const ROUTERD_SOCKET: &str = "/system/run/routerd/routerd.sock";
 pub(crate) const TIMED_SOCKET: &str = "/system/run/timed/timed.sock";
 const UDEVD_SOCKET: &str = "/system/run/udevd/udevd.sock";

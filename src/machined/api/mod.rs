@@ -6,6 +6,7 @@
 mod archive;
 mod capture;
 mod client;
+mod cluster;
 mod containers;
 mod cri;
 mod etcd;
@@ -31,6 +32,7 @@ use std::{fs, io};
 
 use containerd_client::tonic::transport::Channel;
 use futures_util::stream::{self, Stream, StreamExt as _};
+use orlop_proto::cluster::cluster_service_server::ClusterServiceServer;
 use orlop_proto::common::{ContainerDriver, ContainerdNamespace, Data, Metadata};
 use orlop_proto::machine::machine_service_server::{MachineService, MachineServiceServer};
 use orlop_proto::machine::{self as proto, LogsRequest};
@@ -85,13 +87,16 @@ pub(crate) async fn serve(node: Node, shutdown: CancellationToken) -> io::Result
     let machine = MachineServiceServer::new(machine)
         .accept_compressed(CompressionEncoding::Gzip)
         .max_decoding_message_size(REQUEST_LIMIT);
+    let cluster = ClusterServiceServer::new(cluster::Cluster::new(node.clone()))
+        .accept_compressed(CompressionEncoding::Gzip)
+        .max_decoding_message_size(REQUEST_LIMIT);
     let told = NodeServiceServer::new(node::Told { node })
         .accept_compressed(CompressionEncoding::Gzip)
         .max_decoding_message_size(REQUEST_LIMIT);
     let storage = StorageServiceServer::new(storage::Storage)
         .accept_compressed(CompressionEncoding::Gzip)
         .max_decoding_message_size(REQUEST_LIMIT);
-    let routes = Routes::new(machine).add_service(told).add_service(storage);
+    let routes = Routes::new(machine).add_service(cluster).add_service(told).add_service(storage);
     orlop_rpc::serve(routes, incoming, shutdown, GRACE).await;
     Ok(())
 }
@@ -152,13 +157,12 @@ impl Operation {
 }
 
 impl Machine {
-    /// A stream that ends with its items, or with the node: who follows must not hold up a shutdown.
+    /// A stream of this node.
     fn boxed<T>(
         &self,
         items: impl Stream<Item = Result<T, Status>> + Send + 'static,
     ) -> Response<Items<T>> {
-        let end = self.node.shutdown().clone().cancelled_owned();
-        Response::new(Box::pin(items.take_until(end)))
+        boxed(&self.node, items)
     }
 
     /// One change at a time; a client that goes does not leave half of one.
@@ -702,6 +706,15 @@ impl MachineService for Machine {
             messages: vec![proto::Shutdown { metadata: None }],
         }))
     }
+}
+
+/// A stream that ends with its items, or with the node: who follows must not hold up a shutdown.
+fn boxed<T>(
+    node: &Node,
+    items: impl Stream<Item = Result<T, Status>> + Send + 'static,
+) -> Response<Items<T>> {
+    let end = node.shutdown().clone().cancelled_owned();
+    Response::new(Box::pin(items.take_until(end)))
 }
 
 /// The archive of what `request` names.
