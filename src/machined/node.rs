@@ -216,11 +216,11 @@ impl Node {
     }
 
     /// Asks for a reset that wipes these devices; as [`Node::request_end`].
-    pub(crate) fn request_reset(&self, devices: Vec<PathBuf>, end: End) {
+    pub(crate) fn request_reset(&self, devices: Vec<PathBuf>, ending: Ending) {
         if self.0.wiped.set(devices).is_err() {
-            return sequence::refuse(&crate::plan::RESET, self.events());
+            return sequence::refuse(ending.sequence, self.events());
         }
-        self.request_end(Ending { sequence: &crate::plan::RESET, end });
+        self.request_end(ending);
     }
 
     /// From the first task to services that are all healthy.

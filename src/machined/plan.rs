@@ -28,6 +28,7 @@ pub(crate) enum Task {
     StopServices,
     KillProcesses,
     UnmountAll,
+    LeaveEtcd,
     WipeVolumes,
     BootstrapEtcd,
     StartBootkube,
@@ -60,6 +61,7 @@ impl Task {
             Self::StopServices => "stopEverything",
             Self::KillProcesses => "killProcesses",
             Self::UnmountAll => "unmountSystem",
+            Self::LeaveEtcd => "leaveEtcd",
             Self::WipeVolumes => "resetSystemDisk",
             Self::BootstrapEtcd => "bootstrapEtcd",
             Self::StartBootkube => "startBootkube",
@@ -138,11 +140,22 @@ pub(crate) const APPLY_CONFIGURATION: Sequence = Sequence {
     phases: &[Phase { name: "saveConfig", tasks: &[Task::SaveConfig] }, STOP, KILL, UNMOUNT],
 };
 
-/// What the node keeps is gone, and with it who it was.
+/// What the node keeps is gone, and with it who it was. Its cluster takes leave of it first.
 pub(crate) const RESET: Sequence = Sequence {
     name: "reset",
-    phases: &[RELEASE, STOP, KILL, UNMOUNT, Phase { name: "reset", tasks: &[Task::WipeVolumes] }],
+    phases: &[
+        Phase { name: "leave", tasks: &[Task::LeaveEtcd] },
+        RELEASE,
+        STOP,
+        KILL,
+        UNMOUNT,
+        WIPE,
+    ],
 };
+
+/// The same of a node that cannot leave, or need not (`graceful` is false).
+pub(crate) const RESET_AT_ONCE: Sequence =
+    Sequence { name: "reset", phases: &[RELEASE, STOP, KILL, UNMOUNT, WIPE] };
 
 /// A cluster begins on this node. It runs beside whatever else does (spec §8.2).
 pub(crate) const BOOTSTRAP: Sequence = Sequence {
@@ -157,6 +170,7 @@ pub(crate) const BOOTSTRAP: Sequence = Sequence {
 const RELEASE: Phase = Phase { name: "releaseLeases", tasks: &[Task::ReleaseLeases] };
 const STOP: Phase = Phase { name: "stopEverything", tasks: &[Task::StopServices] };
 const KILL: Phase = Phase { name: "killProcesses", tasks: &[Task::KillProcesses] };
+const WIPE: Phase = Phase { name: "reset", tasks: &[Task::WipeVolumes] };
 const UNMOUNT: Phase = Phase { name: "unmount", tasks: &[Task::UnmountAll] };
 
 #[cfg(test)]
@@ -168,8 +182,16 @@ mod tests {
     #[test]
     fn the_sequences_read_as_the_golden_story() {
         let mut story = String::new();
-        let all =
-            [&INITIALIZE, &BOOT, &APPLY_CONFIGURATION, &REBOOT, &SHUTDOWN, &RESET, &BOOTSTRAP];
+        let all = [
+            &INITIALIZE,
+            &BOOT,
+            &APPLY_CONFIGURATION,
+            &REBOOT,
+            &SHUTDOWN,
+            &RESET,
+            &RESET_AT_ONCE,
+            &BOOTSTRAP,
+        ];
         for sequence in all {
             let _ = writeln!(story, "{}", sequence.name);
             for phase in sequence.phases {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use nix::sys::resource::{Resource, setrlimit};
 use orlop_config::cmdline::Cmdline;
+use orlop_rt::Chain;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tracing::{info, warn};
@@ -89,7 +90,7 @@ pub(crate) async fn perform(node: &Node, task: Task) -> Result<(), Error> {
             node.shutdown().cancel();
             // Those that stay are killed next.
             if let Err(error) = node.supervisor().shutdown(STOP_LIMIT).await {
-                warn!(error = %orlop_rt::Chain(&error), "stop the services");
+                warn!(error = %Chain(&error), "stop the services");
             }
             Ok(())
         }
@@ -101,6 +102,17 @@ pub(crate) async fn perform(node: &Node, task: Task) -> Result<(), Error> {
             // Nobody is left who says anything; where it is kept is about to go.
             node.logs().finish(LOGS_LIMIT).await;
             power::within(power::DISK_LIMIT, "unmounting", power::put_away).await;
+            Ok(())
+        }
+        Task::LeaveEtcd => {
+            // Asked before it began; whoever asked is gone by now.
+            if let Err(error) = etcd::leave_for_good(node).await {
+                warn!(
+                    error = %Chain(&error),
+                    "the node is still a member of etcd; another one removes it \
+                     (orlopctl etcd remove-member)"
+                );
+            }
             Ok(())
         }
         Task::WipeVolumes => {

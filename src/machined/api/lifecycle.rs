@@ -11,8 +11,10 @@ use tonic::{Code, Status};
 
 use crate::Error;
 use crate::apply::{self, Mode, Problem};
+use crate::etcd::host as etcd;
 use crate::meta;
-use crate::node::Node;
+use crate::node::{Ending, Node};
+use crate::plan::{RESET, RESET_AT_ONCE};
 use crate::power::End;
 use crate::volumes::{self, EPHEMERAL, LABELS, STATE};
 
@@ -68,11 +70,20 @@ fn mode(request: &proto::ApplyConfigurationRequest) -> Result<Mode, Status> {
     }
 }
 
-/// `Reset`: which devices are wiped, and how the node ends.
-pub(super) fn reset(node: &Node, request: &proto::ResetRequest) -> Result<(), Status> {
+/// `Reset`: which devices are wiped, and how the node ends. Who is to go gracefully, and cannot, stays.
+pub(super) async fn reset(node: &Node, request: &proto::ResetRequest) -> Result<(), Status> {
     let devices = wiped(request, |label| volumes::device(label).map_err(|error| internal(&error)))?;
     let end = if request.reboot { End::Reboot } else { node.shutdown_end() };
-    node.request_reset(devices, end);
+    let sequence = if request.graceful { &RESET } else { &RESET_AT_ONCE };
+    if request.graceful {
+        etcd::may_leave().await.map_err(|status| {
+            Status::failed_precondition(format!(
+                "reset: this node cannot leave etcd: {}; to reset it all the same: --graceful=false",
+                status.message()
+            ))
+        })?;
+    }
+    node.request_reset(devices, Ending { sequence, end });
     Ok(())
 }
 

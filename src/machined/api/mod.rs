@@ -670,7 +670,7 @@ impl MachineService for Machine {
     }
 
     async fn reset(&self, request: Request<proto::ResetRequest>) -> Answer<proto::ResetResponse> {
-        lifecycle::reset(&self.node, &request.into_inner())?;
+        lifecycle::reset(&self.node, &request.into_inner()).await?;
         Ok(Response::new(proto::ResetResponse { messages: vec![proto::Reset { metadata: None }] }))
     }
 

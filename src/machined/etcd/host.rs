@@ -29,7 +29,7 @@ use tokio::time::{interval, sleep_until, timeout};
 use tonic::Status;
 use tracing::{info, warn};
 
-use super::client::{Client, Credentials};
+use super::client::{Client, Credentials, View};
 use super::join::{self, Action, Cluster, Event, Join};
 use super::launch::{
     self, Begin, Data, Facts, Hash, Identity, Launch, Places, Refusal, Source, may_bootstrap,
@@ -45,10 +45,14 @@ use crate::renewal::{Now, Renewal, Validity};
 use crate::services::{BINARY, START_LIMIT};
 
 /// Where etcd's program may be: the image's, or one that was put on the EPHEMERAL volume. `etcdutl` is
-/// looked for beside it. It must be linked statically: its container holds nothing else.
+/// looked for beside it. They may use the C library of the image, and no other.
 pub(crate) const PROGRAMS: [&str; 2] = ["/usr/bin/etcd", "/var/lib/orlop/bin/etcd"];
+/// The image's C library and its loader.
+const LIBRARIES: &str = "/lib";
 /// The member's state.
 const DATA: &str = "/var/lib/etcd";
+/// In it, what a member that has started has.
+const LOG: &str = "member/wal";
 /// The host's folder of certificates, and where etcd sees it (spec §8.4).
 const SECRETS: &str = "/system/secrets/etcd";
 const SECRETS_INSIDE: &str = "/etc/kubernetes/pki/etcd";
@@ -110,6 +114,9 @@ pub(crate) fn definition(node: &Node, containerd: &Containerd, program: PathBuf)
     spec.binds.extend([
         Bind::read_only(SECRETS, SECRETS_INSIDE),
         Bind::read_write(DATA, DATA),
+        // For the loader that the program names, and where that looks for libraries.
+        Bind::program(LIBRARIES, LIBRARIES),
+        Bind::program(LIBRARIES, "/lib64"),
         Bind::read_only("/etc/hosts", "/etc/hosts"),
         Bind::read_only("/etc/resolv.conf", "/etc/resolv.conf"),
     ]);
@@ -163,7 +170,7 @@ async fn prepare(node: &Node) -> Result<Prepared, Error> {
         .map_err(|source| Error::file("create the folder", DATA, source))?;
     let first =
         node.etcd().first.load(Ordering::Acquire) || config.machine.kind == MachineType::Init;
-    let begin = launch::begin(data(&Path::new(DATA).join("member/wal"))?, first);
+    let begin = launch::begin(data(&Path::new(DATA).join(LOG))?, first);
     let cluster = match begin {
         Begin::First | Begin::Again => vec![(own.name.clone(), own.peer_url())],
         Begin::Join => join(node, &config, &own).await?,
@@ -462,6 +469,33 @@ pub(crate) async fn leave(node: &Node, client: &Client) -> Result<(), Status> {
     cleared
         .map_err(|error| Status::internal(error.to_string()))?
         .map_err(|source| internal(Error::file("clear", DATA, source)))
+}
+
+/// Whether this node can leave its cluster, if it is in one: a quorum must agree.
+///
+/// # Errors
+/// Why it cannot.
+pub(crate) async fn may_leave() -> Result<(), Status> {
+    others().await.map(drop)
+}
+
+/// Leaves a cluster of several, before a reset; the last member takes the cluster with it.
+pub(crate) async fn leave_for_good(node: &Node) -> Result<(), Error> {
+    let told = |status: Status| Error::Etcd(status.message().to_owned());
+    match others().await.map_err(told)? {
+        Some(client) => leave(node, &client).await.map_err(told),
+        None => Ok(()),
+    }
+}
+
+/// This node's member, if it is not the only one.
+async fn others() -> Result<Option<Client>, Status> {
+    if program().is_none() || data(&Path::new(DATA).join(LOG)).map_err(internal)? == Data::Empty {
+        return Ok(None);
+    }
+    let client = connect().map_err(internal)?;
+    let members = client.members(View::Agreed).await?;
+    Ok((members.len() > 1).then_some(client))
 }
 
 /// Removes what is in a folder, not the folder.
