@@ -243,6 +243,13 @@ impl Boot {
         self
     }
 
+    /// Adds a disk the guest writes to; `image` has what it has written.
+    #[must_use]
+    pub fn kept_disk(mut self, image: &Path) -> Self {
+        self.drives.push(format!("file={},if=virtio,format=raw", image.display()));
+        self
+    }
+
     /// Puts a disc into a CD-ROM drive.
     #[must_use]
     pub fn disc(mut self, image: &Path) -> Self {
@@ -455,6 +462,22 @@ impl Machine {
     /// When QEMU does not do it.
     pub fn plug(&mut self, n: usize) -> Result<()> {
         self.monitor.set_link(&format!("cable{n}"), true)
+    }
+
+    /// Presses the power button.
+    ///
+    /// # Errors
+    /// When QEMU does not do it.
+    pub fn press_power_button(&mut self) -> Result<()> {
+        self.monitor.power_button()
+    }
+
+    /// Presses the reset button: the machine begins anew, in the middle of whatever it does.
+    ///
+    /// # Errors
+    /// When QEMU does not do it.
+    pub fn reset(&mut self) -> Result<()> {
+        self.monitor.reset()
     }
 
     /// Waits until it has switched itself off.

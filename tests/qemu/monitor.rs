@@ -22,15 +22,25 @@ impl Monitor {
 
     /// Makes packets of a network pass, or vanish.
     pub(crate) fn set_link(&mut self, name: &str, up: bool) -> Result<()> {
-        if !self.greeted {
-            self.lines.get_ref().set_read_timeout(Some(LIMIT))?;
-            self.execute(&json!({ "execute": "qmp_capabilities" }))?;
-            self.greeted = true;
-        }
         self.execute(&json!({ "execute": "set_link", "arguments": { "name": name, "up": up } }))
     }
 
+    /// Presses the power button.
+    pub(crate) fn power_button(&mut self) -> Result<()> {
+        self.execute(&json!({ "execute": "system_powerdown" }))
+    }
+
+    /// Presses the reset button.
+    pub(crate) fn reset(&mut self) -> Result<()> {
+        self.execute(&json!({ "execute": "system_reset" }))
+    }
+
     fn execute(&mut self, command: &Value) -> Result<()> {
+        if !self.greeted {
+            self.lines.get_ref().set_read_timeout(Some(LIMIT))?;
+            self.greeted = true;
+            self.execute(&json!({ "execute": "qmp_capabilities" }))?;
+        }
         writeln!(self.lines.get_ref(), "{command}").context("tell QEMU's monitor")?;
         loop {
             let mut line = String::new();
