@@ -48,10 +48,21 @@ pub static TARGETS: &[Target] = &[
     ("module_alias", module_alias, &[b"pci:v*d[0-9a-f]*sv?\npci:v00001AF4d1sv0"]),
     ("grpc_path", grpc_path, &[b"/machine.MachineService/Memory"]),
     ("etcd_snapshot", etcd_snapshot, &[SNAPSHOT]),
+    ("store_snapshot", store_snapshot, &[STORE_SNAPSHOT]),
     ("ntp_answer", ntp_answer, &[NTP_ANSWER]),
     ("answer_to_merge", answer_to_merge, &[b"\x0a\x04\x12\x02ok"]),
     ("framed_messages", framed_messages, &[b"\0\0\0\0\x02ok\x01\0\0\0\0"]),
 ];
+
+pub fn store_snapshot(bytes: &[u8]) {
+    let Ok(snapshot) = orlop_store::snapshot::parse(bytes) else { return };
+    let newest = snapshot.entries.iter().map(|entry| entry.modified).max();
+    assert!(newest <= Some(snapshot.revision), "an entry of the future");
+}
+
+/// Of one key, without the sum behind it.
+const STORE_SNAPSHOT: &[u8] = b"ORLOPKV1\x07\0\0\0\0\0\0\0\x01\x02\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\
+    \x02\0\0\0\0\0\0\0\x01\0\0\0a\x05\0\0\0value\0";
 
 pub fn ntp_answer(bytes: &[u8]) {
     use orlop_timed::exchange;
