@@ -15,7 +15,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
 use orlop_qemu::accel::Accel;
-use orlop_qemu::{Boot, Machine, Tester, boot_again_after_int3};
+use orlop_qemu::{Boot, Machine, Pace, Tester, boot_again_after_int3};
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
@@ -54,7 +54,9 @@ struct Guest {
 impl Guest {
     fn boot() -> Result<Self> {
         let accel = Accel::from_environment()?;
-        let machine = Boot::tester(accel, env!("CARGO_BIN_EXE_tester").as_ref())?.start()?;
+        let machine = Boot::tester(accel, env!("CARGO_BIN_EXE_tester").as_ref())?
+            .pace(Pace::Instructions)
+            .start()?;
         let mut shell = machine.tester()?;
         shell.output("ip link set lo up", BOOT_LIMIT).with_context(|| machine.console().tail())?;
         Ok(Self { shell, machine })

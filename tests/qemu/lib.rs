@@ -23,7 +23,7 @@ pub mod volume;
 pub use agent_link::Agent;
 pub use cluster::{Cluster, Operator, Row};
 pub use console::{Console, Found, Line, Mark};
-pub use machine::{Boot, Cable, Forward, Machine};
+pub use machine::{Boot, Cable, Forward, Machine, Pace};
 pub use tester_link::Tester;
 
 use std::env;

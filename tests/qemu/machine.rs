@@ -57,7 +57,20 @@ pub struct Boot {
     shares_host: bool,
     /// What the real-time clock shows at the start, instead of the time.
     clock: Option<&'static str>,
+    pace: Pace,
     complaints: Complaints,
+}
+
+/// How time passes in a guest whose instructions are translated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// As on the host: a guest that does not get a processor is late.
+    Host,
+    /// By the instructions it runs, and as on the host while it waits: it is never late by itself.
+    Instructions,
+    /// The same, and it does not wait: the next timer is due at once. Only for a guest that waits for
+    /// nobody outside.
+    Leaps,
 }
 
 /// A network card, by what it is connected to.
@@ -174,6 +187,7 @@ impl Boot {
             no_reboot: false,
             shares_host: false,
             clock: None,
+            pace: Pace::Host,
             complaints: Complaints::Shown,
         }
     }
@@ -219,6 +233,13 @@ impl Boot {
     #[must_use]
     pub fn clock(mut self, time: &'static str) -> Self {
         self.clock = Some(time);
+        self
+    }
+
+    /// Lets time pass in another way, where instructions are translated.
+    #[must_use]
+    pub fn pace(mut self, pace: Pace) -> Self {
+        self.pace = pace;
         self
     }
 
@@ -348,8 +369,19 @@ impl Boot {
             let files = "local,id=host,path=/,security_model=none,readonly=on,multidevs=remap";
             command.args(["-fsdev", files, "-device", "virtio-9p-pci,fsdev=host,mount_tag=host"]);
         }
-        if let Some(time) = self.clock {
-            command.args(["-rtc", &format!("base={time}")]);
+        let translated = self.accel != Accel::Kvm;
+        let leaps = match self.pace {
+            Pace::Instructions if translated => Some("on"),
+            Pace::Leaps if translated => Some("off"),
+            _ => None,
+        };
+        if let Some(sleeps) = leaps {
+            command.args(["-icount", &format!("shift={INSTRUCTION},sleep={sleeps}")]);
+        }
+        if self.clock.is_some() || leaps.is_some() {
+            let base = self.clock.unwrap_or("utc");
+            let clock = if leaps.is_some() { "vm" } else { "host" };
+            command.args(["-rtc", &format!("base={base},clock={clock}")]);
         }
         // A group of its own: Ctrl-C is for us, not for QEMU, which would stop at once.
         command
@@ -499,6 +531,9 @@ impl Drop for Machine {
         let _ = self.qemu.wait();
     }
 }
+
+/// An instruction takes this power of two of nanoseconds, where time passes by them.
+const INSTRUCTION: u32 = 2;
 
 fn existing(path: PathBuf) -> Result<PathBuf> {
     if !path.exists() {

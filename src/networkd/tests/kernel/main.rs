@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod bad_line;
 mod leases;
 mod links;
 mod routers;
