@@ -32,8 +32,8 @@ pub use example::example_of_lines;
 pub use names::sysctl_path;
 pub use network::{
     AdSelect, ArpAllTargets, ArpValidate, Bond, BondMode, Bridge, BridgeVlan, DhcpOptions,
-    FailOverMac, HostEntry, Interface, LacpRate, Network, PrimaryReselect, Route, Stp, Vlan,
-    XmitHashPolicy,
+    FailOverMac, HostEntry, Interface, LacpRate, Network, PrimaryReselect, Resolver, Route, Stp,
+    TlsResolver, Vlan, XmitHashPolicy,
 };
 pub use node::{
     Disk, Features, File, FileOperation, Install, Kernel, KernelModule, Kubelet, LogDestination,

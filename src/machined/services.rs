@@ -381,6 +381,8 @@ fn networkd(containerd: &Containerd) -> Definition {
     spec.sysctl = true;
     spec.binds.extend([
         same_read_only(NETWORK_CONFIG),
+        // Whom its resolver trusts that is told of no authority.
+        same_read_only("/etc/ssl/certs/ca-certificates.crt"),
         same_read_write("/etc/resolv.conf"),
         same_read_write("/etc/hosts"),
         same_read_write(folder(NETWORKD_SOCKET)),

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Write as _};
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -22,6 +23,10 @@ use crate::machine::{Lease, Remembered, Uptime, Wishes};
 use crate::machine6;
 use crate::made::{self, Wanted};
 use crate::plan::{self, Desired, Intent, Names, Observed, Operation, Settings, difference};
+use crate::resolver::driver::{self as resolver_driver, Sockets};
+use crate::resolver::machine::Known;
+use crate::resolver::message::Hosts;
+use crate::resolver::{self, Server};
 use crate::routers::{Heard, Listener};
 use crate::{Error, Options, names};
 
@@ -62,6 +67,9 @@ pub(crate) struct Driver {
     leases6: BTreeMap<u32, machine6::Lease>,
     heard: (mpsc::Sender<Heard>, mpsc::Receiver<Heard>),
     listeners: JoinSet<(String, io::Result<()>)>,
+    /// What the resolver on loopback goes by, and the resolver, where there is one.
+    known: watch::Sender<Known>,
+    resolver: JoinSet<io::Result<()>>,
     /// When each link of ours was first seen.
     since: BTreeMap<u32, Uptime>,
     /// What has been complained about since things were last calm.
@@ -96,6 +104,7 @@ enum Happened {
     Heard(Heard),
     KeeperEnded(Result<Ended, JoinError>),
     ListenerEnded(Result<(String, io::Result<()>), JoinError>),
+    ResolverEnded(Result<io::Result<()>, JoinError>),
     Timer,
     Shutdown,
 }
@@ -123,6 +132,8 @@ impl Driver {
             leases6: BTreeMap::new(),
             heard: mpsc::channel(UPDATES),
             listeners: JoinSet::new(),
+            known: watch::Sender::default(),
+            resolver: JoinSet::new(),
             since: BTreeMap::new(),
             failing: BTreeSet::new(),
             failed_at: None,
@@ -147,6 +158,7 @@ impl Driver {
                 Some(heard) = self.heard.1.recv() => Happened::Heard(heard),
                 Some(ended) = self.tasks.join_next() => Happened::KeeperEnded(ended),
                 Some(ended) = self.listeners.join_next() => Happened::ListenerEnded(ended),
+                Some(ended) = self.resolver.join_next() => Happened::ResolverEnded(ended),
                 () = timer => Happened::Timer,
                 () = shutdown.cancelled() => Happened::Shutdown,
             };
@@ -169,13 +181,23 @@ impl Driver {
                     self.complain(&format!("hear the routers of {link}"), &error);
                 }
                 Happened::ListenerEnded(Ok((_, Ok(())))) => {}
-                Happened::KeeperEnded(Err(error)) | Happened::ListenerEnded(Err(error))
+                Happened::ResolverEnded(Ok(result)) => {
+                    if let Err(error) = result {
+                        self.complain("serve the resolver", &error);
+                    }
+                    self.try_again_later();
+                }
+                Happened::KeeperEnded(Err(error))
+                | Happened::ListenerEnded(Err(error))
+                | Happened::ResolverEnded(Err(error))
                     if error.is_panic() =>
                 {
                     std::panic::resume_unwind(error.into_panic());
                 }
                 // Stopped by us.
-                Happened::KeeperEnded(Err(_)) | Happened::ListenerEnded(Err(_)) => {}
+                Happened::KeeperEnded(Err(_))
+                | Happened::ListenerEnded(Err(_))
+                | Happened::ResolverEnded(Err(_)) => {}
                 Happened::Timer => {
                     self.retry_at = None;
                     self.resting.clear();
@@ -474,7 +496,8 @@ impl Driver {
 
     fn write_names(&mut self, names: &Names) {
         let identity = &names.identity;
-        let resolv_conf = names::resolv_conf(&names.resolvers, &names.search);
+        let resolvers = self.resolve_on_loopback(names);
+        let resolv_conf = names::resolv_conf(&resolvers, &names.search);
         let hosts = names::hosts(identity, &self.settings.extra_hosts);
         let files = [(&self.options.resolv_conf, resolv_conf), (&self.options.hosts, hosts)];
         let results = files.map(|(path, text)| (path.clone(), write_in_place(path, &text)));
@@ -496,6 +519,46 @@ impl Driver {
                 self.try_again_later();
             }
         }
+    }
+
+    /// Starts the resolver where there shall be one, and says which ones programs shall ask.
+    fn resolve_on_loopback(&mut self, names: &Names) -> Vec<IpAddr> {
+        let Some(settings) = &self.settings.resolver else { return names.resolvers.clone() };
+        let own = resolver::ADDRESS.ip();
+        let servers = match &settings.tls[..] {
+            // One that asked itself would never answer.
+            [] => (names.resolvers.iter().filter(|address| **address != own))
+                .map(|address| Server::plain((*address, resolver::PORT).into()))
+                .collect(),
+            tls => tls.iter().map(|tls| tls.server.clone()).collect(),
+        };
+        let hosts = Hosts::new(&names::host_entries(&names.identity, &self.settings.extra_hosts));
+        let known = Known { servers, hosts };
+        self.known.send_if_modified(|before| std::mem::replace(before, known.clone()) != known);
+        if !self.resolver.is_empty() {
+            return vec![own];
+        }
+        let encrypted = !settings.tls.is_empty();
+        let failure = match resolver_driver::trust(settings) {
+            Ok(trust) => match Sockets::open() {
+                Ok(sockets) => {
+                    let run = resolver_driver::run(sockets, self.known.subscribe(), trust);
+                    self.resolver.spawn(run.instrument(info_span!("resolver")));
+                    return vec![own];
+                }
+                Err(error) => {
+                    ("listen on the resolver's address", Chain(&error).to_string())
+                }
+            },
+            Err(error) => ("trust the resolvers", Chain(&error).to_string()),
+        };
+        let (what, error) = failure;
+        if self.is_news(format!("{what}: {error}")) {
+            warn!(%error, address = %resolver::ADDRESS, "{what} failed, will try again");
+        }
+        self.try_again_later();
+        // What shall not be asked in clear text is not asked at all then.
+        if encrypted { vec![own] } else { names.resolvers.clone() }
     }
 
     /// Logs what failed, once until things have been calm for a while.
@@ -542,11 +605,16 @@ fn name_of(links: &[Link], index: u32) -> Option<&str> {
     links.iter().find(|link| link.index == index).map(|link| link.name.as_str())
 }
 
-/// Truncates and writes, because the file is bind-mounted elsewhere; leaves alone what is right.
+/// Writes in place, because the file is bind-mounted elsewhere; leaves alone what is right. Whoever reads
+/// meanwhile finds the old lines or the new ones, and maybe empty ones behind them: never none.
 fn write_in_place(path: &Path, text: &str) -> io::Result<()> {
-    if std::fs::read(path).is_ok_and(|present| present == text.as_bytes()) {
+    let present = std::fs::read(path).unwrap_or_default();
+    if present == text.as_bytes() && path.exists() {
         return Ok(());
     }
-    let mut file = File::options().write(true).create(true).truncate(true).open(path)?;
-    file.write_all(text.as_bytes())
+    let mut file = File::options().write(true).create(true).truncate(false).open(path)?;
+    let mut padded = text.as_bytes().to_vec();
+    padded.resize(padded.len().max(present.len()), b'\n');
+    file.write_all(&padded)?;
+    file.set_len(text.len().try_into().map_err(io::Error::other)?)
 }

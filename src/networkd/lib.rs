@@ -3,7 +3,8 @@
 //! What should be ([`plan`]) comes from the machine configuration and the kernel arguments
 //! ([`settings`]; [`made`] has the links that we make) and from DHCP servers ([`machine`], whose
 //! messages [`wire`] reads and writes); less what is, it is a short list of operations. [`driver`] carries them out whenever something changed,
-//! whoever changed it, and writes `/etc/resolv.conf`, `/etc/hosts` and the host name ([`names`]);
+//! whoever changed it, and writes `/etc/resolv.conf`, `/etc/hosts` and the host name ([`names`]),
+//! and runs the [`resolver`] on loopback where there shall be one;
 //! for each link that asks for an address, one task ([`dhcp`]) owns its sockets, and another
 //! (`routers`) hears what routers say ([`advertisement`]) and asks DHCPv6 servers
 //! ([`machine6`], [`wire6`]) when they say so. `api` answers
@@ -22,6 +23,7 @@ pub mod machine6;
 pub mod made;
 pub mod names;
 pub mod plan;
+pub mod resolver;
 pub mod settings;
 pub mod wire;
 pub mod wire6;

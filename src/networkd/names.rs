@@ -105,21 +105,31 @@ pub fn resolv_conf(resolvers: &[IpAddr], search: &[String]) -> String {
     text
 }
 
+/// This node's own line of `/etc/hosts`, and the operator's.
+#[must_use]
+pub fn host_entries(identity: &Identity, extra: &[HostEntry]) -> Vec<HostEntry> {
+    let Identity { host_name, domain, address } = identity;
+    let full = domain.as_ref().map(|domain| format!("{host_name}.{domain}"));
+    let names = full.into_iter().chain([host_name.clone()]).collect();
+    let own = HostEntry { address: *address, names };
+    std::iter::once(own).chain(extra.iter().cloned()).collect()
+}
+
 /// The text of `/etc/hosts`.
 #[must_use]
 pub fn hosts(identity: &Identity, extra: &[HostEntry]) -> String {
-    let Identity { host_name, domain, address } = identity;
-    let full = domain.as_ref().map(|domain| format!("{host_name}.{domain} ")).unwrap_or_default();
+    let line = |entry: &HostEntry| format!("{} {}\n", entry.address, entry.names.join(" "));
+    let entries = host_entries(identity, extra);
+    let [own, extra @ ..] = &entries[..] else { return String::new() };
     let mut text = format!(
         "127.0.0.1 localhost\n\
-         {address} {full}{host_name}\n\
+         {}\
          ::1 localhost ip6-localhost ip6-loopback\n\
          ff02::1 ip6-allnodes\n\
-         ff02::2 ip6-allrouters\n"
+         ff02::2 ip6-allrouters\n",
+        line(own)
     );
-    for entry in extra.iter().filter(|entry| !entry.names.is_empty()) {
-        let _ = writeln!(text, "{} {}", entry.address, entry.names.join(" "));
-    }
+    text.extend(extra.iter().filter(|entry| !entry.names.is_empty()).map(line));
     text
 }
 

@@ -20,6 +20,7 @@ use crate::machine::{Lease, Uptime};
 use crate::machine6;
 use crate::made::{self, Make, Wanted};
 use crate::names::{Claim, HostEntry, Identity};
+use crate::resolver;
 
 /// Everything the operator said, from the machine configuration and the kernel arguments.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -36,6 +37,12 @@ pub struct Settings {
     pub resolvers: Vec<IpAddr>,
     /// For `/etc/hosts`.
     pub extra_hosts: Vec<HostEntry>,
+    /// Domains to search, in place of those that servers name.
+    pub search: Vec<String>,
+    /// Do not search our own domain.
+    pub search_not_our_own: bool,
+    /// The resolver on loopback, when there shall be one.
+    pub resolver: Option<resolver::Settings>,
     /// Whether DHCP servers may set the MTU: not on Azure.
     pub mtu_by_dhcp: bool,
 }
@@ -461,7 +468,7 @@ pub struct Names {
     pub claimed: bool,
     /// Best first.
     pub resolvers: Vec<IpAddr>,
-    /// Where short names are looked for: our domain, then what servers say.
+    /// Where short names are looked for: our domain, then what the operator says, or else servers.
     pub search: Vec<String>,
 }
 
@@ -518,7 +525,9 @@ pub fn names(
         resolvers.extend(DEFAULT_RESOLVERS);
     }
     let identity = Identity::choose(claim.as_ref(), settings.host_name.as_deref());
-    let mut search: Vec<_> = identity.domain.iter().cloned().collect();
+    let own = identity.domain.iter().filter(|_| !settings.search_not_our_own);
+    let mut search: Vec<_> = own.cloned().collect();
+    let domains = if settings.search.is_empty() { domains } else { settings.search.clone() };
     for domain in domains {
         if !search.contains(&domain) {
             search.push(domain);

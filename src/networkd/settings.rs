@@ -2,18 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use orlop_config::Problems;
 use orlop_config::cmdline::{self, Cmdline, Ip};
-use orlop_config::machine::{Bridge, Interface, Network, Route, Vlan};
+use orlop_config::machine::{Bridge, Interface, Network, Resolver, Route, Vlan};
 use orlop_netlink::{IpNet, Ipv4Net, Ipv6Net};
 use tracing::warn;
 
 use crate::made::Make;
 use crate::names::{self, HostEntry};
 use crate::plan::{Dhcp, Intent, KernelIntent, Settings, StaticRoute};
+use crate::resolver;
 
 /// Why the settings cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -71,10 +72,22 @@ pub fn add_config(settings: &mut Settings, network: Network) {
         settings.host_name = Some(name);
     }
     settings.resolvers = network.nameservers;
+    settings.search = network.search_domains.iter().filter_map(|name| host_name(name)).collect();
+    settings.search_not_our_own = network.disable_search_domain;
+    settings.resolver = network.resolver.filter(|resolver| resolver.enabled).map(from_resolver);
     settings.extra_hosts.extend(network.extra_host_entries.into_iter().filter_map(|entry| {
         let names = entry.aliases.iter().filter_map(|alias| host_name(alias)).collect();
         Some(HostEntry { address: entry.ip?, names })
     }));
+}
+
+fn from_resolver(resolver: Resolver) -> resolver::Settings {
+    let tls = resolver.tls.into_iter().filter_map(|tls| {
+        let address = SocketAddr::new(tls.address?, tls.port.unwrap_or(resolver::TLS_PORT));
+        let server = resolver::Server { address, tls: Some(tls.name.into()) };
+        Some(resolver::TlsServer { server, ca: tls.ca })
+    });
+    resolver::Settings { tls: tls.collect() }
 }
 
 fn from_interface(interface: Interface) -> Intent {
@@ -146,6 +159,9 @@ pub fn from_kernel(arguments: &Cmdline) -> Settings {
         host_name: arguments.hostname().and_then(host_name),
         resolvers: Vec::new(),
         extra_hosts: Vec::new(),
+        search: Vec::new(),
+        search_not_our_own: false,
+        resolver: None,
         mtu_by_dhcp: arguments.platform() != Some("azure"),
     }
 }

@@ -93,6 +93,28 @@ pub fn client_config(ca: &str, identity: Option<(&str, &str)>) -> Result<Arc<Cli
     Ok(Arc::new(config))
 }
 
+/// A client of a public service: it trusts every authority in `ca` that can be read, of which a
+/// distribution has some that no webpki takes, shows nothing of itself, and speaks one of `protocols`
+/// (ALPN), or any where there are none.
+///
+/// # Errors
+/// When `ca` is no PEM, or holds no authority that can be taken.
+pub fn public_client_config(ca: &str, protocols: &[&[u8]]) -> Result<Arc<ClientConfig>, Error> {
+    let mut roots = RootCertStore::empty();
+    let (taken, _) = roots.add_parsable_certificates(encoding::certificates(ca)?);
+    if taken == 0 {
+        return Err(Error::Absent { what: "certificate" });
+    }
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(Error::Tls)?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+    config.resumption = Resumption::in_memory_sessions(8);
+    Ok(Arc::new(config))
+}
+
 pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }

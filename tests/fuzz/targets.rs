@@ -37,6 +37,7 @@ pub static TARGETS: &[Target] = &[
     ("arp_message", arp_message, &[ARP]),
     ("router_advertisement", router_advertisement, &[ROUTER]),
     ("dhcp6_answer", dhcp6_answer, &[DHCP6]),
+    ("dns_message", dns_message, &[DNS_QUESTION, DNS_ANSWER]),
     ("volume_label", volume_label, &[&ISO]),
     ("meta", meta, &[META]),
     ("socket_table", socket_table, &[SOCKET]),
@@ -177,6 +178,50 @@ pub fn router_advertisement(bytes: &[u8]) {
 
 pub fn dhcp6_answer(bytes: &[u8]) {
     let _ = orlop_networkd::wire6::Answer::decode(bytes, orlop_netlink::Mac([2, 0, 0, 0, 0, 1]));
+}
+
+/// What clients ask and what servers answer, in whatever order they come: nobody is left without an answer.
+pub fn dns_message(bytes: &[u8]) {
+    use orlop_networkd::resolver::Server;
+    use orlop_networkd::resolver::machine::{Action, Event, Known, Resolver};
+    use orlop_networkd::resolver::message::{Hosts, Way};
+    use std::time::Duration;
+    let mut resolver = Resolver::default();
+    let mut now = Duration::from_secs(1);
+    let mut random = || 1;
+    let servers = vec![Server::plain(([192, 0, 2, 1], 53).into())];
+    resolver.handle(now, &mut random, Event::Known(&Known { servers, hosts: Hosts::default() }));
+    let (mut waiting, mut attempts) = (Vec::new(), Vec::new());
+    let mut take = |actions: Vec<Action>, attempts: &mut Vec<u64>, waiting: &mut Vec<u64>| {
+        for action in actions {
+            match action {
+                Action::Reply { client, message } => {
+                    assert!(!message.is_empty() && message.len() <= 65535);
+                    waiting.retain(|it| *it != client);
+                }
+                Action::Ignore(client) => waiting.retain(|it| *it != client),
+                Action::Ask { attempt, .. } => attempts.push(attempt),
+                Action::Forget(attempt) => attempts.retain(|it| *it != attempt),
+            }
+        }
+    };
+    let halves = bytes.split_at(bytes.len() / 2);
+    for (client, message) in [(1, bytes), (2, halves.0), (3, DNS_QUESTION)] {
+        waiting.push(client);
+        let asked = Event::Asked { client, way: Way::Udp, message };
+        take(resolver.handle(now, &mut random, asked), &mut attempts, &mut waiting);
+    }
+    for message in [bytes, halves.1] {
+        for attempt in attempts.clone() {
+            let answered = Event::Answered { attempt, message };
+            take(resolver.handle(now, &mut random, answered), &mut attempts, &mut waiting);
+        }
+    }
+    while let Some(at) = resolver.wake_at() {
+        now = now.max(at);
+        take(resolver.handle(now, &mut random, Event::TimerFired), &mut attempts, &mut waiting);
+    }
+    assert!(waiting.is_empty() && attempts.is_empty(), "{waiting:?} {attempts:?}");
 }
 
 pub fn volume_label(bytes: &[u8]) {
@@ -378,6 +423,10 @@ const ARP: &[u8] =
 const ROUTER: &[u8] =
     b"\x86\0\0\0\x40\x40\x07\x08\0\0\0\0\0\0\0\0\x19\x03\0\0\0\0\0\x3c\xfd\0\0\0\0\0\0\0\
     \0\0\0\0\0\0\0\x53\x1f\x02\0\0\0\0\0\x3c\x01a\x01b\0\0\0\0";
+const DNS_QUESTION: &[u8] =
+    b"\0\x01\x01\0\0\x01\0\0\0\0\0\x01\x01a\x03org\0\0\x01\0\x01\0\0\x29\x04\xd0\0\0\0\0\0\0";
+const DNS_ANSWER: &[u8] = b"\0\x01\x81\x80\0\x01\0\x02\0\0\0\0\x01a\x03org\0\0\x01\0\x01\
+    \xc0\x0c\0\x05\0\x01\0\0\0\x3c\0\x04\x01b\xc0\x0e\xc0\x23\0\x01\0\x01\0\0\0\x3c\0\x04\xc0\0\x02\x01";
 const DHCP6: &[u8] = b"\x07\x01\x02\x03\0\x01\0\x0a\0\x03\0\x01\x02\0\0\0\0\x01\0\x02\0\x05\0\x03\0\x01\x09\
     \0\x03\0\x28\0\0\0\x01\0\0\0\x64\0\0\0\xc8\0\x05\0\x18\xfd\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x05\0\0\x01\x2c\0\0\x02\x58\
     \0\x17\0\x10\xfd\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x53\0\x18\0\x05\x01a\x01b\0";

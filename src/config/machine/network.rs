@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::value::{mtu, text, texts};
+use crate::value::{mtu, pem, text, texts};
 
 /// `machine.network`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
@@ -23,6 +23,43 @@ pub struct Network {
     /// Lines for `/etc/hosts`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub extra_host_entries: Vec<HostEntry>,
+    /// Domains to look for short names in, in place of those that servers name.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub search_domains: Vec<String>,
+    /// Do not search the node's own domain.
+    #[serde(skip_serializing_if = "is_false")]
+    pub disable_search_domain: bool,
+    /// The caching resolver on loopback; `None` means off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resolver: Option<Resolver>,
+}
+
+/// `machine.network.resolver`, a key of ours.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Resolver {
+    /// Whether it runs, and `/etc/resolv.conf` names it.
+    pub enabled: bool,
+    /// Servers that are asked over TLS (RFC 7858) in place of all others.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tls: Vec<TlsResolver>,
+}
+
+/// `resolver.tls[]`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct TlsResolver {
+    /// Required.
+    #[serde(with = "text")]
+    pub address: Option<IpAddr>,
+    /// `None` means 853.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// What its certificate must say: a DNS name or an address; required.
+    pub name: String,
+    /// The authorities to trust, in PEM; empty means those of the distribution.
+    #[serde(with = "pem", skip_serializing_if = "String::is_empty")]
+    pub ca: String,
 }
 
 /// A line of `/etc/hosts`.

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::{Check, Seen};
-use crate::machine::{Bond, BondMode, Interface, Network, Route, names};
+use crate::machine::{Bond, BondMode, Interface, Network, Resolver, Route, names};
 
 pub(super) fn network(check: &mut Check, network: &Network) {
     check.maybe("hostname", network.hostname.as_deref().and_then(names::host_name));
@@ -26,6 +26,41 @@ pub(super) fn network(check: &mut Check, network: &Network) {
         check.each("aliases", &entry.aliases, |check, alias| {
             names::host_name(alias).into_iter().for_each(|message| check.wrong(message));
         });
+    });
+    check.each("searchDomains", &network.search_domains, |check, domain| {
+        names::host_name(domain).into_iter().for_each(|message| check.wrong(message));
+    });
+    if let Some(resolver) = &network.resolver {
+        check.key("resolver", |check| asked_over_tls(check, resolver));
+    }
+}
+
+fn asked_over_tls(check: &mut Check, resolver: &Resolver) {
+    if !resolver.enabled && !resolver.tls.is_empty() {
+        check.wrong_at("tls", "it needs `enabled: true`");
+    }
+    check.each("tls", &resolver.tls, |check, server| {
+        match server.address {
+            None => check.wrong_at("address", "an address is required"),
+            Some(address) if address.is_unspecified() || address.is_multicast() => {
+                check.wrong_at("address", format!("{address} is no address of a server"));
+            }
+            Some(_) => {}
+        }
+        if server.port == Some(0) {
+            check.wrong_at("port", "0 is out of range 1..=65535");
+        }
+        if server.name.is_empty() {
+            check.wrong_at("name", "the name in the server's certificate is required");
+        } else if !names::is_host(&server.name) {
+            let message = format!("{:?} is neither a DNS name nor an address", server.name);
+            check.wrong_at("name", message);
+        }
+        if !server.ca.is_empty()
+            && let Err(error) = orlop_pki::tls::public_client_config(&server.ca, &[])
+        {
+            check.wrong_at("ca", super::chain(&error));
+        }
     });
 }
 

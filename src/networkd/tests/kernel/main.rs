@@ -6,6 +6,7 @@
 mod bad_line;
 mod leases;
 mod links;
+mod resolver;
 mod routers;
 mod tables;
 mod world;
