@@ -2,7 +2,7 @@
 
 use std::io;
 use std::mem::{size_of, zeroed};
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -140,6 +140,13 @@ impl Capture {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
             frame => frame.map(Some),
         }
+    }
+}
+
+/// What is sent through it, goes out on the link as it is.
+impl AsFd for Capture {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.get_ref().as_fd()
     }
 }
 

@@ -18,6 +18,8 @@ pub struct Table(pub u32);
 impl Table {
     /// The one that all traffic without a rule of its own uses (`RT_TABLE_MAIN`).
     pub const MAIN: Self = Self(254);
+    /// What is addressed to this host (`RT_TABLE_LOCAL`): the kernel's own.
+    pub const LOCAL: Self = Self(255);
 }
 
 /// A unicast, local, broadcast, … route with at most one next hop.

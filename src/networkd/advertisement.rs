@@ -82,6 +82,59 @@ pub(crate) fn of_a_host(address: Ipv6Addr) -> bool {
         || address.is_unicast_link_local())
 }
 
+/// Lets through what comes at a pace that a network may have, and no more of a flood.
+#[derive(Debug)]
+pub struct Pace {
+    /// What may come at once.
+    left: u32,
+    burst: u32,
+    /// Until one more may.
+    interval: Duration,
+    filled_at: Uptime,
+    refused_at: Option<Uptime>,
+}
+
+/// Whether something is let through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// It is.
+    Taken,
+    /// It is not, and this is news.
+    RefusedAtLast,
+    /// It is not, like those before it.
+    Refused,
+}
+
+/// After so long without a refusal, one is news again.
+const CALM: Duration = Duration::from_secs(600);
+
+impl Pace {
+    /// So many at once, and then one in each interval.
+    #[must_use]
+    pub fn new(burst: u32, interval: Duration) -> Self {
+        Self { left: burst, burst, interval, filled_at: Duration::ZERO, refused_at: None }
+    }
+
+    /// One comes.
+    pub fn enter(&mut self, now: Uptime) -> Entry {
+        let passed = now.saturating_sub(self.filled_at).as_millis();
+        let more = passed / self.interval.as_millis().max(1);
+        if more > 0 {
+            let more = u32::try_from(more).unwrap_or(u32::MAX);
+            self.left = self.left.saturating_add(more).min(self.burst);
+            self.filled_at = now;
+        }
+        if let Some(left) = self.left.checked_sub(1) {
+            self.left = left;
+            return Entry::Taken;
+        }
+        match self.refused_at.replace(now) {
+            Some(before) if now.saturating_sub(before) < CALM => Entry::Refused,
+            _ => Entry::RefusedAtLast,
+        }
+    }
+}
+
 /// What holds of all that was said.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Learned {
@@ -214,6 +267,20 @@ mod tests {
         );
         learned.take(secs(191), &says(2, 0));
         assert_eq!((learned.resolvers().count(), learned.wake_at()), (0, None));
+    }
+
+    #[test]
+    fn of_a_flood_only_so_much_is_taken_and_one_is_told() {
+        let mut pace = Pace::new(8, secs(1));
+        let entries: Vec<_> = (0..10_000_u64)
+            .map(|number| pace.enter(secs(100) + Duration::from_millis(number)))
+            .collect();
+        let count = |wanted| entries.iter().filter(|entry| **entry == wanted).count();
+        assert_eq!(count(Entry::Taken), 8 + 9);
+        assert_eq!(count(Entry::RefusedAtLast), 1);
+        // Those of a quiet network are.
+        let mut pace = Pace::new(8, secs(1));
+        assert!((0..1000).all(|at| pace.enter(secs(at * 3)) == Entry::Taken));
     }
 
     #[test]

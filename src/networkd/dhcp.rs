@@ -1,5 +1,6 @@
 //! Carries out what one DHCP [`Client`] decides: its sockets, its timer, its memory.
 
+use std::collections::BTreeSet;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -12,7 +13,7 @@ use orlop_rt::{CancellationToken, Chain};
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
-use crate::machine::{Action, Client, Event, Lease, Remembered, Uptime, Wishes};
+use crate::machine::{Action, Client, Event, Lease, Remembered, Trouble, Uptime, Wishes};
 use crate::wire::{CLIENT_PORT, Reply, Request, SERVER_PORT};
 
 /// What became of a link's lease.
@@ -52,6 +53,10 @@ pub(crate) struct Keeper {
     pub(crate) watch: Option<ArpSocket>,
     /// Says that the lease shall be given back.
     pub(crate) release: CancellationToken,
+    /// What the operator was told since there was a lease.
+    pub(crate) told: BTreeSet<Trouble>,
+    /// Whether there is one.
+    pub(crate) bound: bool,
 }
 
 /// Room for whatever a server may send to us: an Ethernet frame's worth.
@@ -168,16 +173,30 @@ impl Keeper {
                 }
                 return;
             }
+            Action::Trouble(trouble) => {
+                if self.told.insert(trouble) {
+                    let says = match trouble {
+                        Trouble::Useless => "what a DHCP server offers is of no use: asking on",
+                        Trouble::Refused => "a DHCP server refuses what it offers: asking on",
+                    };
+                    warn!("{says}");
+                }
+                return;
+            }
             Action::Contested { address, by } => {
                 warn!(%address, %by, "another host uses the address");
                 return;
             }
             Action::Configure(lease) => {
                 self.watch(lease.address.addr());
+                self.told.clear();
+                self.bound = true;
                 Some(lease)
             }
             Action::Deconfigure => {
-                info!("no lease");
+                if std::mem::replace(&mut self.bound, false) {
+                    info!("no lease");
+                }
                 self.memory.forget();
                 self.watch = None;
                 None

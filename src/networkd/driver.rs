@@ -4,14 +4,14 @@
 //! what is, asks [`plan`](crate::plan) what to do about it and does that. What fails is logged once
 //! and tried again later; it does not keep other links from being configured.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::File;
 use std::io::{self, Write as _};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::path::Path;
 use std::time::Duration;
 
-use orlop_netlink::{Changes, Kind, Link, Mac, Netlink, host};
+use orlop_netlink::{Change, Changes, Direct, Duplicates, Kind, Link, Mac, Netlink, host};
 use orlop_rt::{Backoff, CancellationToken, Chain};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinError, JoinSet};
@@ -51,7 +51,10 @@ pub(crate) struct Driver {
     options: Options,
     settings: Settings,
     netlink: Netlink,
+    /// For what is much.
+    direct: Direct,
     changes: Changes,
+    duplicates: Duplicates,
     ready: watch::Sender<bool>,
     /// What servers gave, by link.
     leases: BTreeMap<u32, Lease>,
@@ -92,6 +95,8 @@ struct Handle {
     name: String,
     mac: Mac,
     carrier: watch::Sender<Carrier>,
+    /// To who keeps its IPv6 address.
+    duplicate: watch::Sender<Option<Ipv6Addr>>,
     task: AbortHandle,
 }
 
@@ -100,6 +105,7 @@ type Ended = (u32, io::Result<()>);
 
 enum Happened {
     Changed(io::Result<()>),
+    Duplicate(io::Result<(u32, Ipv6Addr)>),
     Lease(Update),
     Heard(Heard),
     KeeperEnded(Result<Ended, JoinError>),
@@ -113,15 +119,18 @@ impl Driver {
     pub(crate) fn new(
         options: Options,
         settings: Settings,
-        netlink: Netlink,
+        (netlink, direct): (Netlink, Direct),
         changes: Changes,
+        duplicates: Duplicates,
         ready: watch::Sender<bool>,
     ) -> Self {
         Self {
             options,
             settings,
             netlink,
+            direct,
             changes,
+            duplicates,
             ready,
             leases: BTreeMap::new(),
             keepers: BTreeMap::new(),
@@ -154,6 +163,7 @@ impl Driver {
             // All arms are cancel-safe.
             let happened = tokio::select! {
                 changed = self.changes.next() => Happened::Changed(changed),
+                found = self.duplicates.next() => Happened::Duplicate(found),
                 Some(update) = self.updates.1.recv() => Happened::Lease(update),
                 Some(heard) = self.heard.1.recv() => Happened::Heard(heard),
                 Some(ended) = self.tasks.join_next() => Happened::KeeperEnded(ended),
@@ -164,6 +174,10 @@ impl Driver {
             };
             match happened {
                 Happened::Changed(result) => result.map_err(Error::Watch)?,
+                Happened::Duplicate(found) => {
+                    let (index, address) = found.map_err(Error::Watch)?;
+                    self.duplicate(index, address);
+                }
                 Happened::Lease(update) => self.take(update),
                 // One that was stopped may have left a word behind.
                 Happened::Heard(Heard { index, learned, lease }) => {
@@ -260,6 +274,19 @@ impl Driver {
         }
     }
 
+    /// Another host has an address of ours. One that was given is declined; what the operator wrote stays.
+    fn duplicate(&mut self, index: u32, address: Ipv6Addr) {
+        let given = |lease: &machine6::Lease| lease.address.is_some_and(|it| it.address == address);
+        match (self.leases6.get(&index), self.keepers.get(&index)) {
+            (Some(lease), Some(keeper)) if given(lease) => {
+                // At once, or it would be put there again.
+                self.leases6.remove(&index);
+                keeper.duplicate.send_replace(Some(address));
+            }
+            _ => self.complain_of(format!("another host has the address {address} as well")),
+        }
+    }
+
     fn keeper_ended(&mut self, index: u32, result: io::Result<()>) {
         let Some(keeper) = self.keepers.remove(&index) else { return };
         if let Err(error) = result {
@@ -270,9 +297,9 @@ impl Driver {
     }
 
     /// Makes what is into what should be, as far as that goes now.
-    async fn reconcile(&mut self) {
+    pub(crate) async fn reconcile(&mut self) {
         for round in 1.. {
-            let observed = match observe(&self.netlink).await {
+            let observed = match self.observe() {
                 Ok(observed) => observed,
                 Err(error) => {
                     self.complain("list the kernel's tables", &error);
@@ -300,14 +327,36 @@ impl Driver {
         }
     }
 
+    fn observe(&mut self) -> Result<Observed, orlop_netlink::Error> {
+        Ok(Observed {
+            links: self.direct.links()?,
+            addresses: self.direct.addresses()?,
+            routes: self.direct.routes()?,
+        })
+    }
+
+    fn change(&mut self, changes: &[Change<'_>]) -> Vec<Result<(), orlop_netlink::Error>> {
+        if changes.is_empty() { Vec::new() } else { self.direct.change(changes) }
+    }
+
     /// Whether every operation succeeded.
     async fn carry_out(&mut self, operations: &[Operation], links: &[Link]) -> bool {
         let mut done = true;
-        for operation in operations {
+        // Of the operations that come next: many links have a lot of them.
+        let mut together = VecDeque::new();
+        for (at, operation) in operations.iter().enumerate() {
             debug!(?operation, "difference");
+            if together.is_empty() {
+                let changes = operations[at..].iter().map_while(change);
+                together.extend(self.change(&changes.collect::<Vec<_>>()));
+            }
             let result = match operation {
-                Operation::RemoveRoute(route) => self.netlink.remove_route(route).await,
-                Operation::RemoveAddress(address) => self.netlink.remove_address(address).await,
+                Operation::RemoveRoute(_)
+                | Operation::RemoveAddress(_)
+                | Operation::SetMtu(..)
+                | Operation::SetUp(_)
+                | Operation::PutAddress(_)
+                | Operation::AddRoute(_) => together.pop_front().unwrap_or(Ok(())),
                 Operation::RemoveLink(index) => self.netlink.remove_link(*index).await,
                 Operation::MakeLink(Wanted { name, kind, parent }) => {
                     self.netlink.make_link(name, kind, *parent).await
@@ -327,10 +376,6 @@ impl Driver {
                 Operation::SetMaster(index, master) => {
                     self.netlink.set_master(*index, *master).await
                 }
-                Operation::SetMtu(index, mtu) => self.netlink.set_mtu(*index, *mtu).await,
-                Operation::SetUp(index) => self.netlink.set_up(*index).await,
-                Operation::PutAddress(address) => self.netlink.put_address(address).await,
-                Operation::AddRoute(route) => self.netlink.add_route(route).await,
             };
             let removal = matches!(
                 operation,
@@ -401,7 +446,8 @@ impl Driver {
 
     fn start_keeper(&mut self, link: &Link, mac: Mac, observed: &Observed) {
         let (carrier, carries) = watch::channel(Carrier::default());
-        self.listen(link, mac, observed, carries.clone());
+        let (duplicate, duplicates) = watch::channel(None);
+        self.listen(link, mac, observed, (carries.clone(), duplicates));
         let memory = Memory::new(&self.options.state, &link.name);
         let remembered = memory.recall(now());
         if let Remembered::Lease(lease) = &remembered {
@@ -415,18 +461,22 @@ impl Driver {
             wishes: Wishes {
                 host_name: self.settings.host_name.clone(),
                 mtu: self.settings.mtu_by_dhcp,
+                probes: self.options.arp_probes,
             },
             memory,
             carrier: carries,
             updates: self.updates.0.clone(),
             watch: None,
             release: self.release.clone(),
+            told: BTreeSet::new(),
+            bound: false,
         };
         let index = link.index;
         let span = info_span!("dhcp", link = %link.name);
         let task =
             self.tasks.spawn(async move { (index, keeper.run(remembered).await) }.instrument(span));
-        self.keepers.insert(index, Handle { name: link.name.clone(), mac, carrier, task });
+        let handle = Handle { name: link.name.clone(), mac, carrier, duplicate, task };
+        self.keepers.insert(index, handle);
     }
 
     /// Has the kernel believe the link's routers, and hears what it does not take from them.
@@ -435,7 +485,7 @@ impl Driver {
         link: &Link,
         mac: Mac,
         observed: &Observed,
-        carrier: watch::Receiver<Carrier>,
+        (carrier, duplicate): (watch::Receiver<Carrier>, watch::Receiver<Option<Ipv6Addr>>),
     ) {
         // A node that forwards packets for its containers would pass for a router, which believes
         // none (Documentation/networking/ip-sysctl.rst, accept_ra). Without IPv6 there is no such file.
@@ -453,8 +503,16 @@ impl Driver {
             self.leases6.insert(index, lease);
         }
         let release = self.release.clone();
-        let listener =
-            Listener { index, name: name.clone(), mac, known, carrier, updates, release };
+        let listener = Listener {
+            index,
+            name: name.clone(),
+            mac,
+            known,
+            carrier,
+            updates,
+            duplicate,
+            release,
+        };
         let span = info_span!("routers", link = %link.name);
         let run = async move { (name, listener.run().await) };
         self.listeners.spawn(run.instrument(span));
@@ -546,9 +604,7 @@ impl Driver {
                     self.resolver.spawn(run.instrument(info_span!("resolver")));
                     return vec![own];
                 }
-                Err(error) => {
-                    ("listen on the resolver's address", Chain(&error).to_string())
-                }
+                Err(error) => ("listen on the resolver's address", Chain(&error).to_string()),
             },
             Err(error) => ("trust the resolvers", Chain(&error).to_string()),
         };
@@ -593,11 +649,16 @@ impl Driver {
     }
 }
 
-async fn observe(netlink: &Netlink) -> Result<Observed, orlop_netlink::Error> {
-    Ok(Observed {
-        links: netlink.links().await?,
-        addresses: netlink.addresses().await?,
-        routes: netlink.routes().await?,
+/// What can be done together with others; each is refused by itself.
+fn change(operation: &Operation) -> Option<Change<'_>> {
+    Some(match operation {
+        Operation::RemoveRoute(route) => Change::RemoveRoute(route),
+        Operation::RemoveAddress(address) => Change::RemoveAddress(address),
+        Operation::SetMtu(index, mtu) => Change::SetMtu(*index, *mtu),
+        Operation::SetUp(index) => Change::SetUp(*index),
+        Operation::PutAddress(address) => Change::PutAddress(address),
+        Operation::AddRoute(route) => Change::AddRoute(route),
+        _ => return None,
     })
 }
 

@@ -18,6 +18,7 @@
 #![forbid(unsafe_code)]
 
 pub mod advertisement;
+pub mod figures;
 pub mod machine;
 pub mod machine6;
 pub mod made;
@@ -39,7 +40,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use orlop_netlink::{Changes, Netlink};
+use orlop_netlink::{Changes, Direct, Duplicates, Netlink};
 use orlop_rt::{CancellationToken, Exit};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -66,6 +67,9 @@ pub struct Options {
     /// Written in place
     #[arg(long, value_name = "PATH", default_value = "/etc/hosts")]
     pub hosts: PathBuf,
+    /// How often to ask whether another host has an address, before it is used
+    #[arg(long, value_name = "COUNT", default_value_t = machine::PROBES)]
+    pub arp_probes: u32,
     /// Leave the kernel's host and domain name as they are
     #[arg(long)]
     pub keep_host_name: bool,
@@ -132,6 +136,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
     let _ = std::fs::remove_file(options.state.join(driver::RELEASE));
     // Subscribed before anything is listed, so that no change falls between.
     let changes = Changes::subscribe().map_err(Error::Netlink)?;
+    let duplicates = Duplicates::subscribe().map_err(Error::Netlink)?;
     let (netlink, connection) = Netlink::open().map_err(Error::Netlink)?;
     let (ready, is_ready) = watch::channel(false);
 
@@ -141,7 +146,8 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
         Err(Error::Ended("the netlink connection"))
     });
     parts.spawn(api::serve(options.socket.clone(), netlink.clone(), is_ready, shutdown.clone()));
-    let driver = driver::Driver::new(options, settings, netlink, changes, ready);
+    let netlink = (netlink, Direct::open().map_err(Error::Netlink)?);
+    let driver = driver::Driver::new(options, settings, netlink, changes, duplicates, ready);
     parts.spawn(driver.run(shutdown));
     // The first part that ends, ends the role; on shutdown the driver does.
     match parts.join_next().await {

@@ -112,6 +112,8 @@ pub enum Action {
     Remember,
     /// Send it to everyone on the link.
     SendArp(Arp),
+    /// Tell the operator, once, that the server keeps us from having an address.
+    Trouble(Trouble),
     /// Tell the operator that somebody else uses this address.
     Contested {
         /// Which.
@@ -125,13 +127,30 @@ pub enum Action {
     Deconfigure,
 }
 
+/// How a server keeps us from having an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Trouble {
+    /// What it offers is no host's address, or has no time.
+    Useless,
+    /// It refuses what it offered.
+    Refused,
+}
+
 /// What to ask servers for.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wishes {
     /// Our name, told to the server (option 12); also means that we do not want one from it.
     pub host_name: Option<String>,
     /// Whether the server may set the link's MTU.
     pub mtu: bool,
+    /// How often to ask whether another host has the address (RFC 5227 §2.1).
+    pub probes: u32,
+}
+
+impl Default for Wishes {
+    fn default() -> Self {
+        Self { host_name: None, mtu: false, probes: PROBES }
+    }
 }
 
 /// A DHCPv4 client for one link.
@@ -202,7 +221,7 @@ const MIN_RENEWAL: Duration = Duration::from_secs(1);
 /// Between two tries to renew or rebind (node-api §9.4).
 const MIN_RENEWAL_RETRY: Duration = Duration::from_secs(5);
 /// PROBE_NUM of RFC 5227 §1.1.
-const PROBES: u32 = 3;
+pub const PROBES: u32 = 3;
 /// Where the RFC has 1 to 2 s.
 const PROBE_INTERVAL: Duration = Duration::from_millis(60);
 /// ANNOUNCE_INTERVAL of RFC 5227 §1.1, and how long a claim is not answered again.
@@ -267,7 +286,10 @@ impl Times {
         // RFC 2131 §4.4.5; times out of order are no times.
         let (t1, t2) = match given {
             Some((t1, t2)) if MIN_RENEWAL <= t1 && t1 <= t2 && t2 <= lease => (t1, t2),
-            _ => (lease / 2, lease * 7 / 8),
+            _ => {
+                let t1 = (lease / 2).max(MIN_RENEWAL).min(lease);
+                (t1, (lease * 7 / 8).max(t1))
+            }
         };
         Self { renew_at: now + t1, rebind_at: now + t2, expires_at: now + lease }
     }
@@ -401,7 +423,7 @@ impl Client {
     fn probe(&mut self, now: Uptime, random: u32) -> Vec<Action> {
         match std::mem::replace(&mut self.state, State::Stopped) {
             State::Probing { lease, .. } if !lease.holds(now) => self.discover(now, random),
-            State::Probing { lease, sent: PROBES, .. } => {
+            State::Probing { lease, sent, .. } if sent >= self.wishes.probes => {
                 self.refused.reset();
                 self.state = State::Bound(lease.clone());
                 self.announce_at = Some(now + ANNOUNCE_INTERVAL);
@@ -518,7 +540,9 @@ impl Client {
         match (&self.state, reply.kind) {
             (State::Selecting(exchange), ReplyKind::Offer) => {
                 // The first usable offer wins: a better one is not worth the wait.
-                let Some(offer) = Lease::from_reply(reply, now) else { return vec![] };
+                let Some(offer) = Lease::from_reply(reply, now) else {
+                    return vec![Action::Trouble(Trouble::Useless)];
+                };
                 let exchange = Exchange { since: exchange.since, ..Exchange::new(now, xid) };
                 let (address, server) = (offer.address.addr(), offer.server);
                 self.state = State::Requesting { exchange, address, server };
@@ -533,7 +557,9 @@ impl Client {
             }
             (State::Requesting { .. }, ReplyKind::Nak) => {
                 let again_at = now + self.refused.next(random);
-                self.lose(now, random, again_at)
+                let mut actions = self.lose(now, random, again_at);
+                actions.push(Action::Trouble(Trouble::Refused));
+                actions
             }
             (
                 State::Rebooting { .. } | State::Renewing(..) | State::Rebinding(..),
@@ -546,7 +572,9 @@ impl Client {
                 | State::Rebinding(..),
                 ReplyKind::Ack,
             ) => {
-                let Some(lease) = Lease::from_reply(reply, now) else { return vec![] };
+                let Some(lease) = Lease::from_reply(reply, now) else {
+                    return vec![Action::Trouble(Trouble::Useless)];
+                };
                 let known = self.lease().is_some_and(|held| held.address == lease.address);
                 if known {
                     self.refused.reset();

@@ -1,7 +1,7 @@
 //! DHCPv6 client, RFC 8415 §18.2: decides what to send and when. Owns no socket and reads no clock.
 //!
 //! Everything goes to all servers of the link, as servers want it that allow nothing else (§18.4).
-//! There is no DECLINE: the kernel's own duplicate address detection keeps an address from being used.
+//! Whether another host has an address, the kernel finds out (RFC 4862 §5.4): then it is declined.
 
 use std::net::Ipv6Addr;
 use std::time::Duration;
@@ -37,7 +37,15 @@ impl Held {
     #[must_use]
     pub fn until(address: Ipv6Addr, now: Uptime, expires_at: Uptime) -> Self {
         let left = expires_at.saturating_sub(now);
-        let times = Times { renew_at: now + left / 2, rebind_at: now + left * 4 / 5, expires_at };
+        Self::between(address, now, (left / 2, left * 4 / 5, left))
+    }
+
+    /// With these times from now on; no server may make us ask faster than each second.
+    fn between(address: Ipv6Addr, now: Uptime, times: (Duration, Duration, Duration)) -> Self {
+        let (t1, t2, valid) = times;
+        let t1 = t1.max(MIN_RENEWAL).min(valid);
+        let t2 = t2.clamp(t1, valid);
+        let times = Times { renew_at: now + t1, rebind_at: now + t2, expires_at: now + valid };
         Self { address, times: Some(times) }
     }
 
@@ -60,8 +68,7 @@ impl From<(Given, Uptime)> for Held {
         if t1 == 0 || t1 > t2 || t2 > valid {
             return Self::until(address, now, expires_at);
         }
-        let times = Times { renew_at: now + secs(t1), rebind_at: now + secs(t2), expires_at };
-        Self { address, times: Some(times) }
+        Self::between(address, now, (secs(t1), secs(t2), secs(valid)))
     }
 }
 
@@ -76,6 +83,8 @@ pub enum Event<'a> {
     CarrierBack,
     /// A message came in.
     Received(&'a Answer),
+    /// Another host of the link has this address.
+    Duplicate(Ipv6Addr),
     /// Nobody wants the address any more.
     Released,
     /// The time of [`Client::wake_at`] has come.
@@ -98,6 +107,11 @@ pub enum Action {
 pub struct Client {
     mac: Mac,
     state: State,
+    /// Between attempts that end with an address that another host has.
+    declined: Backoff,
+    /// SOL_MAX_RT and INF_MAX_RT: servers may say otherwise (RFC 7083).
+    solicit_last: Duration,
+    information_last: Duration,
 }
 
 #[derive(Debug)]
@@ -116,6 +130,17 @@ enum State {
     Bound {
         server: Vec<u8>,
         held: Held,
+    },
+    /// Asks whether the address belongs on the link, which may be another one (§18.2.3).
+    Confirming {
+        exchange: Exchange,
+        server: Vec<u8>,
+        held: Held,
+    },
+    Declining {
+        exchange: Exchange,
+        server: Vec<u8>,
+        address: Ipv6Addr,
     },
     Renewing {
         exchange: Exchange,
@@ -153,6 +178,17 @@ const MIN_REFRESH_SECS: u32 = 600;
 const REFRESH_SECS: u32 = 86400;
 const BEST_PREFERENCE: u8 = 255;
 const FOR_EVER: u32 = u32::MAX;
+/// CNF_TIMEOUT, CNF_MAX_RT and CNF_MAX_RD; DEC_TIMEOUT and DEC_MAX_RC.
+const CONFIRM_FIRST_RESEND: Duration = Duration::from_secs(1);
+const CONFIRM_LAST_RESEND: Duration = Duration::from_secs(4);
+const CONFIRM_FOR: Duration = Duration::from_secs(10);
+const DECLINE_RESEND: Duration = Duration::from_secs(1);
+const MAX_DECLINES: u32 = 4;
+/// After an address that another host has, before the next is asked for.
+const AFTER_DECLINE: Duration = Duration::from_secs(1);
+const LAST_AFTER_DECLINE: Duration = Duration::from_secs(300);
+/// No server may make us renew faster.
+const MIN_RENEWAL: Duration = Duration::from_secs(1);
 
 impl Exchange {
     fn new(now: Uptime, random: u32, first: Duration, last: Duration) -> Self {
@@ -165,7 +201,13 @@ impl Client {
     /// A client for the link with this hardware address. It does nothing before a router says so.
     #[must_use]
     pub fn new(mac: Mac) -> Self {
-        Self { mac, state: State::Stopped }
+        Self {
+            mac,
+            state: State::Stopped,
+            declined: Backoff::new(AFTER_DECLINE, LAST_AFTER_DECLINE),
+            solicit_last: SOLICIT_LAST_RESEND,
+            information_last: SOLICIT_LAST_RESEND,
+        }
     }
 
     /// When [`Event::TimerFired`] is due; `None` when only a message can change anything.
@@ -176,7 +218,12 @@ impl Client {
             State::Stopped => None,
             State::Soliciting { exchange, .. }
             | State::Requesting { exchange, .. }
+            | State::Declining { exchange, .. }
             | State::Informing(exchange) => Some(exchange.resend_at),
+            State::Confirming { exchange, held, .. } => end(held)
+                .into_iter()
+                .chain([exchange.resend_at, exchange.since + CONFIRM_FOR])
+                .min(),
             State::Bound { held, .. } => held.times.map(|times| times.renew_at),
             State::Renewing { exchange, held, .. } => held
                 .times
@@ -215,15 +262,25 @@ impl Client {
                     self.inform(now, random);
                     vec![]
                 }
-                State::Bound { held, .. }
-                | State::Renewing { held, .. }
-                | State::Rebinding { held, .. } => self.rebind(now, random, *held),
-                State::Soliciting { .. } | State::Requesting { .. } => self.solicit(now, random),
+                State::Bound { server, held }
+                | State::Renewing { server, held, .. }
+                | State::Confirming { server, held, .. } => {
+                    let (server, held) = (server.clone(), *held);
+                    self.confirm(now, random, server, held);
+                    vec![]
+                }
+                State::Rebinding { held, .. } => self.rebind(now, random, *held),
+                State::Soliciting { .. } | State::Requesting { .. } | State::Declining { .. } => {
+                    self.solicit(now, random)
+                }
             },
             Event::Received(answer) => self.receive(now, random, answer),
+            Event::Duplicate(address) => self.decline(now, random, address),
             Event::Released => {
                 let state = std::mem::replace(&mut self.state, State::Stopped);
-                let (State::Bound { server, held } | State::Renewing { server, held, .. }) = state
+                let (State::Bound { server, held }
+                | State::Renewing { server, held, .. }
+                | State::Confirming { server, held, .. }) = state
                 else {
                     return vec![];
                 };
@@ -246,14 +303,51 @@ impl Client {
     }
 
     fn solicit(&mut self, now: Uptime, random: u32) -> Vec<Action> {
-        let mut exchange = Exchange::new(now, random, FIRST_RESEND, SOLICIT_LAST_RESEND);
-        exchange.resend_at = now + delay(random);
-        self.state = State::Soliciting { exchange, best: None };
+        self.solicit_at(now, random, now);
         vec![]
     }
 
+    fn solicit_at(&mut self, now: Uptime, random: u32, at: Uptime) {
+        let mut exchange = Exchange::new(now, random, FIRST_RESEND, self.solicit_last);
+        exchange.resend_at = at + delay(random);
+        self.state = State::Soliciting { exchange, best: None };
+    }
+
+    fn confirm(&mut self, now: Uptime, random: u32, server: Vec<u8>, held: Held) {
+        let mut exchange = Exchange::new(now, random, CONFIRM_FIRST_RESEND, CONFIRM_LAST_RESEND);
+        exchange.resend_at = now + delay(random);
+        self.state = State::Confirming { exchange, server, held };
+    }
+
+    /// Gives back an address that another host has (§18.2.8), if it is ours.
+    fn decline(&mut self, now: Uptime, random: u32, address: Ipv6Addr) -> Vec<Action> {
+        let server = match &self.state {
+            State::Bound { server, held }
+            | State::Renewing { server, held, .. }
+            | State::Confirming { server, held, .. }
+                if held.address == address =>
+            {
+                server.clone()
+            }
+            // Whose it was, nobody remembers: it is asked for no longer.
+            State::Rebinding { held, .. } if held.address == address => {
+                return self.lose(now, random);
+            }
+            _ => return vec![],
+        };
+        let exchange = Exchange::new(now, random, DECLINE_RESEND, DECLINE_RESEND);
+        self.state = State::Declining { exchange, server, address };
+        std::iter::once(Action::Deconfigure).chain(self.send(now, random)).collect()
+    }
+
+    /// After the server has heard of it, or does not answer.
+    fn declined(&mut self, now: Uptime, random: u32) {
+        let again_at = now + self.declined.next(random);
+        self.solicit_at(now, random, again_at);
+    }
+
     fn inform(&mut self, now: Uptime, random: u32) {
-        let mut exchange = Exchange::new(now, random, FIRST_RESEND, SOLICIT_LAST_RESEND);
+        let mut exchange = Exchange::new(now, random, FIRST_RESEND, self.information_last);
         exchange.resend_at = now + delay(random);
         self.state = State::Informing(exchange);
     }
@@ -281,24 +375,47 @@ impl Client {
     fn receive(&mut self, now: Uptime, random: u32, answer: &Answer) -> Vec<Action> {
         let (exchange, kind) = match &self.state {
             State::Stopped | State::Bound { .. } | State::Informed(_) => return vec![],
+            // A server that takes our offer to save two messages (§18.2.1).
+            State::Soliciting { exchange, .. } if answer.rapid => (exchange, AnswerKind::Reply),
             State::Soliciting { exchange, .. } => (exchange, AnswerKind::Advertise),
             State::Requesting { exchange, .. }
             | State::Renewing { exchange, .. }
             | State::Rebinding { exchange, .. }
+            | State::Confirming { exchange, .. }
+            | State::Declining { exchange, .. }
             | State::Informing(exchange) => (exchange, AnswerKind::Reply),
         };
         if (answer.xid, answer.kind) != (exchange.xid, kind) || exchange.sent == 0 {
             return vec![];
         }
         let asked = match &self.state {
-            State::Requesting { server, .. } | State::Renewing { server, .. } => Some(server),
+            State::Requesting { server, .. }
+            | State::Renewing { server, .. }
+            | State::Declining { server, .. } => Some(server),
             _ => None,
         };
         if asked.is_some_and(|server| *server != answer.server) {
             return vec![];
         }
+        let secs = |secs: u32| Duration::from_secs(secs.into());
+        self.solicit_last = answer.solicit_max_secs.map_or(self.solicit_last, secs);
+        self.information_last = answer.information_max_secs.map_or(self.information_last, secs);
         let given = answer.address.filter(|_| answer.success).map(|given| Held::from((given, now)));
         match (&mut self.state, given) {
+            (State::Declining { .. }, _) => {
+                self.declined(now, random);
+                vec![]
+            }
+            (State::Confirming { server, held, .. }, _) if answer.success => {
+                self.state = State::Bound { server: std::mem::take(server), held: *held };
+                vec![]
+            }
+            // It is another link.
+            (State::Confirming { .. }, _) => self.lose(now, random),
+            (State::Soliciting { .. }, Some(held)) if answer.rapid => {
+                self.state = State::Bound { server: answer.server.clone(), held };
+                vec![Action::Configure(lease(Some(held), answer))]
+            }
             (State::Informing(_), _) if answer.success => {
                 let secs = answer.refresh_secs.unwrap_or(REFRESH_SECS).max(MIN_REFRESH_SECS);
                 self.state = State::Informed(now + Duration::from_secs(secs.into()));
@@ -317,6 +434,10 @@ impl Client {
                 State::Requesting { .. } | State::Renewing { .. } | State::Rebinding { .. },
                 Some(held),
             ) => {
+                // Used for a while: nobody else had it.
+                if !matches!(self.state, State::Requesting { .. }) {
+                    self.declined.reset();
+                }
                 self.state = State::Bound { server: answer.server.clone(), held };
                 vec![Action::Configure(lease(Some(held), answer))]
             }
@@ -344,8 +465,21 @@ impl Client {
                 self.state = State::Renewing { exchange, server, held };
                 self.time_out(now, random)
             }
-            State::Renewing { held, .. } | State::Rebinding { held, .. } if !held.holds(now) => {
+            State::Renewing { held, .. }
+            | State::Rebinding { held, .. }
+            | State::Confirming { held, .. }
+                if !held.holds(now) =>
+            {
                 self.lose(now, random)
+            }
+            // Nobody objects: it holds until it ends (§18.2.3).
+            State::Confirming { exchange, server, held } if now >= exchange.since + CONFIRM_FOR => {
+                self.state = State::Bound { server, held };
+                vec![]
+            }
+            State::Declining { exchange, .. } if exchange.sent >= MAX_DECLINES => {
+                self.declined(now, random);
+                vec![]
             }
             State::Renewing { held, .. }
                 if held.times.is_some_and(|times| times.rebind_at <= now) =>
@@ -372,6 +506,12 @@ impl Client {
             }
             State::Rebinding { exchange, held } => {
                 (AskKind::Rebind, exchange, None, Some(held.address))
+            }
+            State::Confirming { exchange, held, .. } => {
+                (AskKind::Confirm, exchange, None, Some(held.address))
+            }
+            State::Declining { exchange, server, address } => {
+                (AskKind::Decline, exchange, Some(server.clone()), Some(*address))
             }
             State::Informing(exchange) => (AskKind::Information, exchange, None, None),
         };
@@ -433,10 +573,13 @@ mod tests {
             server: SERVER.to_vec(),
             preference: 0,
             success: true,
+            rapid: false,
             address: Some(given).filter(|_| ask.kind != AskKind::Information),
             dns: vec!["fd00::53".parse().unwrap()],
             search: vec![],
             refresh_secs: None,
+            solicit_max_secs: None,
+            information_max_secs: None,
         }
     }
 
@@ -548,6 +691,7 @@ mod tests {
         assert!(world.lease.is_some());
         world.answers = false;
         world.event(Event::CarrierBack);
+        world.run_for(MAX_DELAY);
         let (_, ask) = world.sent.last().unwrap().clone();
         let refusal = Answer { success: false, ..answer(AnswerKind::Reply, &ask) };
         world.event(Event::Received(&refusal));
@@ -571,6 +715,108 @@ mod tests {
     }
 
     #[test]
+    fn a_server_that_saves_two_messages_is_taken_at_its_word() {
+        let mut world = World::new();
+        world.answers = false;
+        world.event(Event::Managed(None));
+        world.run_for(MAX_DELAY);
+        let (_, solicit) = world.sent[0].clone();
+        let slow = answer(AnswerKind::Reply, &solicit);
+        world.event(Event::Received(&slow));
+        assert_eq!(world.lease, None, "nobody asked for that");
+        world.event(Event::Received(&Answer { rapid: true, ..slow }));
+        assert!(world.lease.is_some());
+        assert_eq!(world.kinds(), [AskKind::Solicit]);
+    }
+
+    #[test]
+    fn when_the_carrier_is_back_the_address_is_confirmed_and_used_on() {
+        let mut world = World::bound();
+        let held = world.lease.clone();
+        world.event(Event::CarrierBack);
+        world.run_for(secs(2));
+        assert_eq!((world.kinds(), world.lease == held), (vec![AskKind::Confirm], true));
+        world.answers = false;
+        world.event(Event::CarrierBack);
+        world.run_for(CONFIRM_FOR);
+        assert_eq!(world.lease, held, "nobody objects");
+        let confirms = world.sent.len();
+        world.run_for(secs(60));
+        assert_eq!(world.sent.len(), confirms, "nor is anybody asked before T1");
+        world.event(Event::CarrierBack);
+        world.run_for(secs(2));
+        let (_, ask) = world.sent.last().unwrap().clone();
+        let elsewhere = Answer { success: false, address: None, ..answer(AnswerKind::Reply, &ask) };
+        world.event(Event::Received(&elsewhere));
+        assert_eq!(world.lease, None, "another link");
+        world.answers = true;
+        world.run_for(secs(5));
+        assert!(world.lease.is_some());
+    }
+
+    #[test]
+    fn an_address_that_another_host_has_is_declined_and_asked_for_ever_more_slowly() {
+        let mut world = World::bound();
+        world.event(Event::Duplicate("fd00::6".parse().unwrap()));
+        assert!(world.lease.is_some(), "not ours");
+        let mut waits = Vec::new();
+        for _ in 0..8 {
+            let address = world.lease.clone().unwrap().address.unwrap().address;
+            world.sent.clear();
+            let since = world.now;
+            world.event(Event::Duplicate(address));
+            let (_, decline) = &world.sent[0];
+            assert_eq!((decline.kind, decline.address), (AskKind::Decline, Some(address)));
+            assert_eq!(decline.server.as_deref(), Some(SERVER));
+            assert_eq!(world.lease, None);
+            while world.lease.is_none() {
+                world.run_for(secs(1));
+            }
+            waits.push(world.now - since);
+        }
+        assert!(waits[7] > waits[0] * 10, "{waits:?}");
+        // It does not answer: four times is enough.
+        world.answers = false;
+        world.sent.clear();
+        let address = world.lease.clone().unwrap().address.unwrap().address;
+        world.event(Event::Duplicate(address));
+        world.run_for(secs(5));
+        assert_eq!(world.kinds(), [AskKind::Decline; 4]);
+    }
+
+    #[test]
+    fn servers_say_how_seldom_to_ask() {
+        let mut world = World::new();
+        world.answers = false;
+        world.event(Event::Other);
+        world.run_for(secs(2));
+        let (_, ask) = world.sent[0].clone();
+        let said = Answer {
+            information_max_secs: Some(60),
+            refresh_secs: Some(600),
+            ..answer(AnswerKind::Reply, &ask)
+        };
+        world.event(Event::Received(&said));
+        world.sent.clear();
+        world.run_for(secs(7200));
+        assert!(world.sent.len() > 100, "{}", world.sent.len());
+    }
+
+    #[test]
+    fn no_server_makes_us_ask_faster_than_each_second() {
+        for (t1, t2, valid) in [(0, 0, 1), (1, 1, 1), (1, 2, 3)] {
+            let address = "fd00::5".parse().unwrap();
+            let held = Held::from((Given { address, t1, t2, valid }, secs(10)));
+            let times = held.times.unwrap();
+            assert!(times.renew_at >= secs(11) && times.renew_at <= times.rebind_at);
+            assert!(times.rebind_at <= times.expires_at);
+        }
+        let address = "fd00::5".parse().unwrap();
+        let giant = Given { address, t1: 0, t2: 0, valid: u32::MAX - 1 };
+        assert!(Held::from((giant, secs(10))).holds(secs(u64::from(u32::MAX))));
+    }
+
+    #[test]
     fn an_address_is_given_back() {
         let mut world = World::bound();
         world.event(Event::Released);
@@ -581,7 +827,7 @@ mod tests {
     proptest! {
         #[test]
         fn whatever_comes_the_client_neither_panics_nor_spins(
-            events in proptest::collection::vec((0u8..7, any::<[u32; 4]>(), 0u64..100_000), 1..60)
+            events in proptest::collection::vec((0u8..8, any::<[u32; 4]>(), 0u64..100_000), 1..60)
         ) {
             let mut world = World::bound();
             for (what, [t1, t2, valid, flags], millis) in events {
@@ -590,6 +836,11 @@ mod tests {
                     0 => world.event(Event::CarrierBack),
                     1 => world.event(Event::Managed(None)),
                     2 => world.event(Event::Other),
+                    7 => {
+                        let held = world.lease.as_ref().and_then(|lease| lease.address);
+                        let Some(held) = held else { continue };
+                        world.event(Event::Duplicate(held.address));
+                    }
                     3 | 4 => {
                         let Some((_, ask)) = world.sent.last().cloned() else { continue };
                         let address = Ipv6Addr::from(u128::from(flags) << 96 | 5);
@@ -597,6 +848,7 @@ mod tests {
                         let lie = Answer {
                             address: Some(Given { address, t1, t2, valid: valid.max(1) }),
                             success: flags & 4 == 0,
+                            rapid: flags & 8 == 0,
                             refresh_secs: Some(t1),
                             ..answer(kind, &ask)
                         };

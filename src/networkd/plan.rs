@@ -9,7 +9,8 @@
 //! are known again after a restart. Of routes only those of DHCP are removed, because others use
 //! "static" too.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::Hash;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
@@ -362,27 +363,37 @@ impl Operation {
 pub fn difference(desired: &Desired, observed: &Observed) -> Vec<Operation> {
     let ours = |index: u32| desired.links.contains_key(&index);
     let mut operations = Vec::new();
+    // By what they must have in common: a node may have thousands.
+    let wanted_routes = by(&desired.routes, |route| route.destination);
+    let wanted_addresses = by(&desired.addresses, |address| address.index);
+    let routes = by(&observed.routes, |route| route.destination);
+    let addresses = by(&observed.addresses, |address| address.index);
 
     for route in observed.routes.iter().filter(|route| {
         route.protocol == Protocol::DHCP
             && route.table == Table::MAIN
             && route.index.is_some_and(ours)
     }) {
-        if !desired.routes.iter().any(|wanted| same_route(wanted, route)) {
+        if !of(&wanted_routes, route.destination).any(|wanted| same_route(wanted, route)) {
             operations.push(Operation::RemoveRoute(route.clone()));
         }
     }
     for address in observed.addresses.iter().filter(|address| {
         [Protocol::DHCP, Protocol::STATIC].contains(&address.protocol) && ours(address.index)
     }) {
-        if !desired.addresses.iter().any(|wanted| same_address(wanted, address)) {
+        if !of(&wanted_addresses, address.index).any(|wanted| same_address(wanted, address)) {
             operations.push(Operation::RemoveAddress(address.clone()));
         }
     }
 
     operations.extend(made::difference(&desired.made, &observed.links));
-    let removed = |index: u32| operations.contains(&Operation::RemoveLink(index));
-    let links: Vec<_> = observed.links.iter().filter(|link| !removed(link.index)).collect();
+    let gone = |operation: &Operation| match operation {
+        Operation::RemoveLink(index) => Some(*index),
+        _ => None,
+    };
+    let removed: BTreeSet<u32> = operations.iter().filter_map(gone).collect();
+    let links: Vec<_> =
+        observed.links.iter().filter(|link| !removed.contains(&link.index)).collect();
     for link in &links {
         let Some(mtu) = desired.links.get(&link.index) else { continue };
         if let Some(mtu) = mtu.filter(|mtu| *mtu != link.mtu) {
@@ -393,20 +404,36 @@ pub fn difference(desired: &Desired, observed: &Observed) -> Vec<Operation> {
         }
     }
     // What vanished since the plan was made is not worth an error.
-    let exists = |index: u32| links.iter().any(|link| link.index == index);
+    let existing: BTreeSet<u32> = links.iter().map(|link| link.index).collect();
+    let exists = |index: u32| existing.contains(&index);
 
     for wanted in desired.addresses.iter().filter(|address| exists(address.index)) {
-        let there = observed.addresses.iter().find(|address| same_address(wanted, address));
+        let there = of(&addresses, wanted.index).find(|address| same_address(wanted, address));
         if there.is_none_or(|there| !lifetimes_agree(wanted, there)) {
             operations.push(Operation::PutAddress(wanted.clone()));
         }
     }
     for wanted in desired.routes.iter().filter(|route| route.index.is_some_and(exists)) {
-        if !observed.routes.iter().any(|route| same_route(wanted, route)) {
+        if !of(&routes, wanted.destination).any(|route| same_route(wanted, route)) {
             operations.push(Operation::AddRoute(wanted.clone()));
         }
     }
     operations
+}
+
+fn by<K: Eq + Hash, T>(list: &[T], key: impl Fn(&T) -> K) -> HashMap<K, Vec<&T>> {
+    let mut groups: HashMap<K, Vec<&T>> = HashMap::with_capacity(list.len());
+    for each in list {
+        groups.entry(key(each)).or_default().push(each);
+    }
+    groups
+}
+
+fn of<'a, K: Eq + Hash, T>(
+    groups: &'a HashMap<K, Vec<&'a T>>,
+    key: K,
+) -> impl Iterator<Item = &'a T> {
+    groups.get(&key).into_iter().flatten().copied()
 }
 
 fn same_address(a: &Address, b: &Address) -> bool {

@@ -10,7 +10,7 @@ use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
-use crate::advertisement::{Advertisement, Learned};
+use crate::advertisement::{Advertisement, Entry, Learned, Pace};
 use crate::dhcp::{Carrier, now, random, wait_until};
 use crate::machine::Uptime;
 use crate::machine6::{Action, Client, Event, Held, Lease};
@@ -38,6 +38,8 @@ pub(crate) struct Listener {
     /// When the sender goes, so do we.
     pub(crate) carrier: watch::Receiver<Carrier>,
     pub(crate) updates: mpsc::Sender<Heard>,
+    /// An address that another host has.
+    pub(crate) duplicate: watch::Receiver<Option<Ipv6Addr>>,
     /// Says that the address shall be given back.
     pub(crate) release: CancellationToken,
 }
@@ -45,6 +47,13 @@ pub(crate) struct Listener {
 /// MAX_RTR_SOLICITATIONS and RTR_SOLICITATION_INTERVAL of RFC 4861 §10.
 const MAX_SOLICITATIONS: u32 = 3;
 const SOLICITATION_INTERVAL: Uptime = Uptime::from_secs(4);
+/// Routers of a network say something every few seconds, and some when they are asked: of more than these
+/// at once, one in each interval is listened to.
+const ADVERTISEMENTS: u32 = 16;
+const ADVERTISEMENT_INTERVAL: Uptime = Uptime::from_secs(1);
+/// How often the log tells what they say.
+const TOLD: u32 = 3;
+const TOLD_INTERVAL: Uptime = Uptime::from_secs(60);
 /// More than fits any frame.
 const BUFFER: usize = 9216;
 /// Where clients and servers of DHCPv6 listen (RFC 8415 §7.2), and how all servers are called (§7.1).
@@ -55,6 +64,7 @@ const ALL_SERVERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 1, 2);
 enum Happened {
     Advertisement(io::Result<usize>),
     Answer(io::Result<usize>),
+    Duplicate(Ipv6Addr),
     Release,
     Timer,
     Carrier(Carrier),
@@ -79,6 +89,8 @@ impl Listener {
         let mut servers: Option<UdpSocket> = None;
         let mut lease = self.known.map(|held| Lease { address: Some(held), ..Lease::default() });
         let mut solicit = Some((now(), MAX_SOLICITATIONS));
+        let mut pace = Pace::new(ADVERTISEMENTS, ADVERTISEMENT_INTERVAL);
+        let mut telling = Pace::new(TOLD, TOLD_INTERVAL);
         loop {
             let timers = [solicit.map(|(at, _)| at), learned.wake_at(), client.wake_at()];
             let timer = timers.into_iter().flatten().min();
@@ -86,6 +98,7 @@ impl Listener {
             let happened = tokio::select! {
                 received = socket.receive(&mut buffer) => Happened::Advertisement(received),
                 received = receive(servers.as_ref(), &mut answers) => Happened::Answer(received),
+                Some(address) = next(&mut self.duplicate) => Happened::Duplicate(address),
                 () = self.release.cancelled() => Happened::Release,
                 () = wait_until(timer) => Happened::Timer,
                 changed = self.carrier.changed() => match changed {
@@ -99,7 +112,14 @@ impl Listener {
             match happened {
                 Happened::Advertisement(received) => {
                     let length = received?;
-                    if let Some(said) = Advertisement::decode(&buffer[..length]) {
+                    let entry = pace.enter(now());
+                    if entry == Entry::RefusedAtLast {
+                        warn!(
+                            "routers say more than there can be to say: most of it is passed over"
+                        );
+                    }
+                    let taken = Some(&buffer[..length]).filter(|_| entry == Entry::Taken);
+                    if let Some(said) = taken.and_then(Advertisement::decode) {
                         debug!(?said, "router advertisement");
                         solicit = None;
                         learned.take(now(), &said);
@@ -124,6 +144,12 @@ impl Listener {
                     if let Some(answer) = Answer::decode(&answers[..length], self.mac) {
                         debug!(?answer, "DHCPv6 answer");
                         actions = client.handle(now(), random(), Event::Received(&answer));
+                    }
+                }
+                Happened::Duplicate(address) => {
+                    actions = client.handle(now(), random(), Event::Duplicate(address));
+                    if !actions.is_empty() {
+                        warn!(%address, "another host has the address: declined");
                     }
                 }
                 Happened::Release => {
@@ -152,7 +178,7 @@ impl Listener {
                 Happened::Abandoned => return Ok(()),
             }
             let mut news = !learned.says_the_same(&before);
-            if news {
+            if news && telling.enter(now()) == Entry::Taken {
                 let resolvers = learned.resolvers().count();
                 info!(resolvers, domains = learned.search().count(), "routers said");
             }
@@ -169,7 +195,7 @@ impl Listener {
                     Action::Deconfigure => {
                         news = true;
                         lease = None;
-                        warn!("no address of a DHCPv6 server any more");
+                        info!("no address of a DHCPv6 server any more");
                     }
                 }
             }
@@ -206,6 +232,15 @@ impl Listener {
         let Some(socket) = servers else { return Ok(()) };
         let to = SocketAddrV6::new(ALL_SERVERS, SERVER_PORT, 0, self.index);
         socket.send_to(&ask.encode(), to).await.map(drop)
+    }
+}
+
+/// The next address that another host has; `None` never comes twice. Cancel-safe.
+async fn next(duplicate: &mut watch::Receiver<Option<Ipv6Addr>>) -> Option<Ipv6Addr> {
+    match duplicate.changed().await {
+        Ok(()) => *duplicate.borrow_and_update(),
+        // The sender goes with the carrier's, which ends us.
+        Err(_) => std::future::pending().await,
     }
 }
 

@@ -34,12 +34,16 @@ pub enum AskKind {
     Solicit = 1,
     /// "I take this address."
     Request = 3,
+    /// "Does this address belong on this link?"
+    Confirm = 4,
     /// "I keep it", to the server that gave it.
     Renew = 5,
     /// "I keep it", to any.
     Rebind = 6,
     /// "I do not need it any more."
     Release = 8,
+    /// "Somebody else has it."
+    Decline = 9,
     /// "What else do you know?"
     Information = 11,
 }
@@ -57,6 +61,8 @@ pub struct Answer {
     pub preference: u8,
     /// Whether all went well (option 13, of the message and of the address).
     pub success: bool,
+    /// The address is ours without another question (option 14).
+    pub rapid: bool,
     /// The address given.
     pub address: Option<Given>,
     /// Option 23.
@@ -65,6 +71,10 @@ pub struct Answer {
     pub search: Vec<String>,
     /// Option 32, in seconds.
     pub refresh_secs: Option<u32>,
+    /// How seldom to ask when nobody answers, in seconds (option 82, RFC 7083).
+    pub solicit_max_secs: Option<u32>,
+    /// The same for other settings (option 83).
+    pub information_max_secs: Option<u32>,
 }
 
 /// An address with its times, in seconds; `u32::MAX` is for ever.
@@ -97,6 +107,7 @@ const OPTION_REQUEST: u16 = 6;
 const PREFERENCE: u16 = 7;
 const ELAPSED_TIME: u16 = 8;
 const STATUS_CODE: u16 = 13;
+const RAPID_COMMIT: u16 = 14;
 const DNS_SERVERS: u16 = 23;
 const DOMAIN_LIST: u16 = 24;
 const INFORMATION_REFRESH: u16 = 32;
@@ -105,6 +116,8 @@ const INF_MAX_RT: u16 = 83;
 /// RFC 8415 §11: a DUID has at most 128 bytes beside its type.
 const MAX_DUID: usize = 130;
 const MAX_RESOLVERS: usize = 8;
+/// What options 82 and 83 may say (RFC 8415 §21.24).
+const MAX_SECS: std::ops::RangeInclusive<u32> = 60..=86400;
 
 /// DUID-LL of RFC 8415 §11.4: the node is known by the link's hardware address.
 fn duid(mac: Mac) -> [u8; 10] {
@@ -142,9 +155,12 @@ impl Ask {
             }
             put(&mut message, IA_NA, &association);
         }
+        if self.kind == AskKind::Solicit {
+            put(&mut message, RAPID_COMMIT, &[]);
+        }
         let mut wanted = vec![DNS_SERVERS, DOMAIN_LIST];
         match self.kind {
-            AskKind::Release => wanted.clear(),
+            AskKind::Release | AskKind::Decline | AskKind::Confirm => wanted.clear(),
             AskKind::Information => wanted.extend([INFORMATION_REFRESH, INF_MAX_RT]),
             _ => wanted.push(SOL_MAX_RT),
         }
@@ -179,11 +195,15 @@ impl Answer {
             server: Vec::new(),
             preference: 0,
             success: true,
+            rapid: false,
             address: None,
             dns: Vec::new(),
             search: Vec::new(),
             refresh_secs: None,
+            solicit_max_secs: None,
+            information_max_secs: None,
         };
+        let number = |value: &[u8]| value.try_into().ok().map(u32::from_be_bytes);
         let mut for_us = false;
         for (code, value) in options_of(options) {
             match code {
@@ -201,8 +221,14 @@ impl Answer {
                     answer.dns = usable.take(MAX_RESOLVERS).collect();
                 }
                 DOMAIN_LIST => answer.search = names_in(value),
-                INFORMATION_REFRESH => {
-                    answer.refresh_secs = value.try_into().ok().map(u32::from_be_bytes);
+                RAPID_COMMIT => answer.rapid = true,
+                INFORMATION_REFRESH => answer.refresh_secs = number(value),
+                SOL_MAX_RT => {
+                    answer.solicit_max_secs = number(value).filter(|secs| MAX_SECS.contains(secs));
+                }
+                INF_MAX_RT => {
+                    answer.information_max_secs =
+                        number(value).filter(|secs| MAX_SECS.contains(secs));
                 }
                 _ => {}
             }
@@ -311,6 +337,17 @@ mod tests {
             panic!("no address")
         };
         assert_eq!(Some(inner.addr), address);
+        for kind in [AskKind::Confirm, AskKind::Decline] {
+            let bytes = Ask { kind, ..ask.clone() }.encode();
+            let message = Message::decode(&mut Decoder::new(&bytes)).unwrap();
+            assert_eq!(u8::from(message.msg_type()), kind as u8);
+            assert!(message.opts().get(OptionCode::IANA).is_some());
+            assert!(message.opts().get(OptionCode::ORO).is_none(), "it asks for nothing else");
+        }
+        let solicit = Ask { kind: AskKind::Solicit, server: None, address: None, ..ask.clone() };
+        let bytes = solicit.encode();
+        let message = Message::decode(&mut Decoder::new(&bytes)).unwrap();
+        assert!(message.opts().get(OptionCode::RapidCommit).is_some());
         let information = Ask { kind: AskKind::Information, server: None, address: None, ..ask };
         let bytes = information.encode();
         let message = v6::Message::decode(&mut Decoder::new(&bytes)).unwrap();
@@ -343,6 +380,13 @@ mod tests {
         let mut refused = reply([]);
         refused.extend([0, 13, 0, 2, 0, 2]);
         assert!(!Answer::decode(&refused, MAC).unwrap().success, "NoAddrsAvail");
+        for (secs, taken) in [(59u32, None), (60, Some(60)), (86400, Some(86400)), (86401, None)] {
+            let mut bytes = reply([]);
+            bytes.extend([0, 14, 0, 0, 0, 82, 0, 4]);
+            bytes.extend(secs.to_be_bytes());
+            let answer = Answer::decode(&bytes, MAC).unwrap();
+            assert_eq!((answer.rapid, answer.solicit_max_secs), (true, taken));
+        }
     }
 
     proptest! {

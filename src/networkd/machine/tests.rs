@@ -146,7 +146,7 @@ impl World {
             match action {
                 Action::Configure(lease) => self.lease = Some(lease),
                 Action::Deconfigure => self.lease = None,
-                Action::Remember => {}
+                Action::Remember | Action::Trouble(_) => {}
                 Action::Contested { address, by } => self.contested.push((address, by)),
                 Action::SendArp(arp) => {
                     let probed = arp.sender_address.is_unspecified();
@@ -473,6 +473,29 @@ fn times_that_make_no_sense_are_replaced() {
     let silent = Reply { lease_secs: None, ..reply(ReplyKind::Ack, &request) };
     let lease = Lease::from_reply(&silent, secs(0)).unwrap();
     assert_eq!(lease.times.unwrap().expires_at, secs(1800), "the spec's default");
+}
+
+#[test]
+fn what_no_host_can_use_is_no_lease() {
+    let world = World::started();
+    let request = &world.sent[0].1;
+    let with = |address: [u8; 4], secs, prefix_len| {
+        let (address, lease_secs) = (address.into(), Some(secs));
+        let ack = reply(ReplyKind::Ack, request);
+        Lease::from_reply(&Reply { address, lease_secs, prefix_len, ..ack }, Duration::from_secs(5))
+    };
+    for address in
+        [[0; 4], [127, 0, 0, 1], [224, 0, 0, 1], [255; 4], [10, 0, 0, 0], [10, 0, 0, 255]]
+    {
+        assert_eq!(with(address, 60, Some(24)), None, "{address:?}");
+    }
+    assert_eq!(with([10, 0, 0, 5], 0, Some(24)), None, "no time");
+    let giant = with([10, 0, 0, 5], u32::MAX - 1, Some(24)).unwrap();
+    assert!(giant.holds(Duration::from_secs(u64::from(u32::MAX))));
+    let shortest = with([10, 0, 0, 5], 1, Some(24)).unwrap().times.unwrap();
+    assert_eq!(shortest.renew_at, shortest.expires_at, "not faster than each second");
+    assert!(with([10, 0, 0, 255], 60, Some(16)).is_some());
+    assert!(with([10, 0, 0, 5], 60, Some(32)).is_some());
 }
 
 #[test]

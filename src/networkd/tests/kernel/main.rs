@@ -4,8 +4,11 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod bad_line;
+mod dhcp6;
+mod hostile;
 mod leases;
 mod links;
+mod relay;
 mod resolver;
 mod routers;
 mod tables;

@@ -138,7 +138,8 @@ impl World {
         self.stop_serving();
         let mut process = Command::new("ip")
             .args(["netns", "exec", &format!("{}-server", self.name), "dnsmasq"])
-            .args(["--keep-in-foreground", "--conf-file=/dev/null", "--log-facility=-", "--port=0"])
+            .args(["--keep-in-foreground", "--conf-file=/dev/null", "--log-facility=-"])
+            .args((!more.iter().any(|it| it.starts_with("--port="))).then_some("--port=0"))
             .args(["--no-ping", "--leasefile-ro", "--user=root", "--pid-file=", "--log-dhcp"])
             .args(["--dhcp-authoritative", &format!("--dhcp-range={range},255.255.255.0,2m")])
             .args(more)
@@ -174,6 +175,7 @@ impl World {
             state: self.path("state"),
             resolv_conf: self.path("resolv.conf"),
             hosts: self.path("hosts"),
+            arp_probes: 3,
             keep_host_name: false,
             debug: true,
         };
