@@ -148,11 +148,11 @@ fn boot_debian(accel: Accel, image: &str) -> Result<f64> {
     Ok((containerd - userspace) / 1e6)
 }
 
-/// What a bench of machined's prints.
-fn printed(bench: &str) -> Result<String> {
+/// What a bench of a room prints.
+fn printed(room: &str, bench: &str) -> Result<String> {
     eprintln!("bench: {bench}");
     let output = Command::new("cargo")
-        .args(["bench", "--quiet", "--package", "orlop-machined", "--bench", bench])
+        .args(["bench", "--quiet", "--package", room, "--bench", bench])
         .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
         .stderr(Stdio::inherit())
         .output()
@@ -179,18 +179,71 @@ struct Host {
     /// A gigabyte over the API, and by `tar` through a socket.
     copy: f64,
     tar: f64,
+    /// What networkd's bench printed; not all of it everywhere.
+    network: String,
 }
 
 impl Host {
     fn measure() -> Result<Self> {
-        let (events, host) = (printed("events")?, printed("host")?);
+        let (events, host) =
+            (printed("orlop-machined", "events")?, printed("orlop-machined", "host")?);
         Ok(Self {
             events: largest(&events, "events", "p99_ms=")?,
             configuration: largest(&host, "host configuration", "p50_ms=")?,
             processes: largest(&host, "host processes", "p50_ms=")?,
             copy: largest(&host, "host copy", "p50_ms=")?,
             tar: largest(&host, "host tar", "p50_ms=")?,
+            network: printed("orlop-networkd", "network")?,
         })
+    }
+
+    /// The rows about networkd; those that nothing was measured for are left out.
+    fn network_figures(&self) -> Vec<Figure> {
+        let of = |name: &str, key| largest(&self.network, &format!("network {name} "), key).ok();
+        let ms = |name| of(name, "p50_ms=");
+        let mib = |name| of(name, "mib=");
+        let faster = ["lease_udhcpc", "lease_dhclient"].into_iter().filter_map(ms);
+        let faster = faster.min_by(f64::total_cmp).map(|it| ("udhcpc or dhclient", it));
+        let probed = ms("lease_udhcpc_probed").map(|it| ("udhcpc -a180", it));
+        let figure = |name, value: Option<f64>, unit, reference, aim| {
+            value.map(|value| Figure { name, value, unit, reference, aim })
+        };
+        let applied = ms("apply_ip").map(|it| ("ip -batch", it));
+        let theirs = mib("resident_systemd_networkd").map(|it| ("systemd-networkd", it));
+        [
+            figure(
+                "link up to an address, no ARP probes",
+                ms("lease_networkd_unprobed"),
+                "ms",
+                faster,
+                Aim::Times(0.8),
+            ),
+            figure(
+                "the same with three ARP probes",
+                ms("lease_networkd"),
+                "ms",
+                probed,
+                Aim::Times(0.8),
+            ),
+            figure(
+                "1,000 links with 4 addresses and 4 routes",
+                ms("apply_networkd"),
+                "ms",
+                applied,
+                Aim::Times(1.0),
+            ),
+            figure("the same, nothing to do", ms("nothing_to_do"), "ms", None, Aim::Most(60.0)),
+            figure(
+                "resident memory of networkd",
+                mib("resident_networkd"),
+                "MiB",
+                theirs,
+                Aim::Most(6.0),
+            ),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
     }
 }
 
@@ -252,7 +305,7 @@ fn figures(ours: &[Ours], theirs: &[f64], host: &Host) -> Result<Vec<Figure>> {
     let resident = ("containerd", of(|boot| mib(boot.containerd_resident)));
     let debian =
         (!theirs.is_empty()).then(|| ("Debian 12: containerd active", median(theirs.to_vec())));
-    Ok(vec![
+    let mut figures = vec![
         Figure {
             name: start,
             value: answered,
@@ -318,7 +371,9 @@ fn figures(ours: &[Ours], theirs: &[f64], host: &Host) -> Result<Vec<Figure>> {
             reference: None,
             aim: Aim::Most(45.0),
         },
-    ])
+    ];
+    figures.extend(host.network_figures());
+    Ok(figures)
 }
 
 fn table(figures: &[Figure], accel: Accel) -> String {
