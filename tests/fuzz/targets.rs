@@ -49,11 +49,64 @@ pub static TARGETS: &[Target] = &[
     ("module_alias", module_alias, &[b"pci:v*d[0-9a-f]*sv?\npci:v00001AF4d1sv0"]),
     ("grpc_path", grpc_path, &[b"/machine.MachineService/Memory"]),
     ("etcd_snapshot", etcd_snapshot, &[SNAPSHOT]),
+    ("kube_json", kube_json, &[POD]),
+    ("kube_protobuf", kube_protobuf, &[KUBE_POD]),
+    ("kube_selectors", kube_selectors, &[b"app in (a,b),!x,n>3", b"metadata.name=a\\,b"]),
+    ("strategic_patch", strategic_patch, &[PATCH]),
     ("store_snapshot", store_snapshot, &[STORE_SNAPSHOT]),
     ("ntp_answer", ntp_answer, &[NTP_ANSWER]),
     ("answer_to_merge", answer_to_merge, &[b"\x0a\x04\x12\x02ok"]),
     ("framed_messages", framed_messages, &[b"\0\0\0\0\x02ok\x01\0\0\0\0"]),
 ];
+
+fn pods() -> orlop_apiserver::schema::TypeId {
+    orlop_apiserver::schema::SCHEMA.find("core/v1", "Pod").unwrap()
+}
+
+pub fn kube_json(bytes: &[u8]) {
+    use orlop_apiserver::{json, protobuf};
+    let Ok(body) = json::read(bytes, pods()) else { return };
+    let again = serde_json::to_vec(&body.object).unwrap();
+    let again = json::read(&again, pods()).unwrap();
+    assert_eq!((again.object, again.findings.len()), (body.object.clone(), 0));
+    let written = protobuf::encode(&body.object, pods());
+    protobuf::decode(&written, pods()).unwrap();
+}
+
+pub fn kube_protobuf(bytes: &[u8]) {
+    use orlop_apiserver::protobuf;
+    let Ok(envelope) = protobuf::open(bytes) else { return };
+    let Ok(object) = protobuf::decode(envelope.raw, pods()) else { return };
+    let written = protobuf::encode(&object, pods());
+    let again = protobuf::decode(&written, pods()).unwrap();
+    assert_eq!(protobuf::encode(&again, pods()), written, "it settles");
+}
+
+pub fn kube_selectors(bytes: &[u8]) {
+    use orlop_apiserver::selector::{Fields, Labels};
+    let Ok(text) = str::from_utf8(bytes) else { return };
+    if let Ok(labels) = Labels::parse(text) {
+        assert_eq!(Labels::parse(&labels.to_string()).as_ref(), Ok(&labels), "{text}");
+        labels.fit(|_| Some("a"));
+    }
+    if let Ok(fields) = Fields::parse(text, |path| path == "metadata.name") {
+        fields.fit(|_| None);
+    }
+}
+
+pub fn strategic_patch(bytes: &[u8]) {
+    let Ok(serde_json::Value::Object(patch)) = serde_json::from_slice(bytes) else { return };
+    let Ok(serde_json::Value::Object(mut pod)) = serde_json::from_slice(POD) else { return };
+    // Whatever it is, it is applied or refused.
+    drop(orlop_apiserver::strategic::apply(&mut pod, &patch, pods()));
+}
+
+const POD: &[u8] = br#"{"kind":"Pod","apiVersion":"v1","metadata":{"name":"a","labels":{"x":"y"},"finalizers":["f"]},
+    "spec":{"containers":[{"name":"a","image":"i","ports":[{"containerPort":80}],"env":[{"name":"E"}]}]}}"#;
+const PATCH: &[u8] = br#"{"metadata":{"labels":{"x":null},"$deleteFromPrimitiveList/finalizers":["f"]},"spec":
+    {"$setElementOrder/containers":[{"name":"a"},{"name":"b"}],"containers":[{"name":"b","$patch":"delete"},{"name":"a"}]}}"#;
+/// A pod of one name in its envelope.
+const KUBE_POD: &[u8] = b"k8s\0\x0a\x09\x0a\x02v1\x12\x03Pod\x12\x05\x0a\x03\x0a\x01a\x1a\0\"\0";
 
 pub fn store_snapshot(bytes: &[u8]) {
     let Ok(snapshot) = orlop_store::snapshot::parse(bytes) else { return };

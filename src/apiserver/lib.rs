@@ -1,0 +1,18 @@
+//! The Kubernetes API server: what is here so far are its formats, pure functions over one table.
+//!
+//! - [`schema`]: every type of the built-in groups with its fields, how they are written in JSON and protobuf, and how
+//!   their lists are merged.
+//! - [`json`]: bodies read strictly: unknown fields, duplicates and wrong kinds of value, with their paths.
+//! - [`protobuf`]: the same objects in the protobuf that kubectl and the kubelet send.
+//! - [`resources`]: what is served, in which group, with which verbs and subresources.
+//! - [`selector`]: label and field selectors.
+//! - [`strategic`]: strategic merge patches.
+//!
+//! The server itself, its store and its verbs are yet to come.
+
+pub mod json;
+pub mod protobuf;
+pub mod resources;
+pub mod schema;
+pub mod selector;
+pub mod strategic;
