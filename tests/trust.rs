@@ -1,17 +1,19 @@
-//! A worker's front door, from end to end with the real binary: trustd signs, machined's child asks, apid
-//! shows what came back, and the next certificate without a restart.
+//! trustd from end to end with the real binary. A worker's front door: trustd signs, machined's child asks,
+//! apid shows what came back, and the next certificate without a restart. A control plane that joins: one
+//! child of machined places the cluster's PKI by trustd, another takes it over.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, SystemTime};
 
 use http::Request;
-use orlop_pki::{Authority, KeyKind, Leaf, Pair, Usage, tls};
+use orlop_machined::handover::{Arrival, Pki};
+use orlop_pki::{Authority, KeyKind, Leaf, Pair, Secret, Usage, tls};
 use orlop_rpc::tls::channel;
 use serde_json::{Value, json};
 use tonic::body::Body;
@@ -30,13 +32,16 @@ fn binary() -> PathBuf {
 struct Daemon {
     child: Child,
     port: u16,
+    /// What it says from then on.
+    log: mpsc::Receiver<String>,
 }
 
 impl Daemon {
-    fn start(role: &str, secrets: &Path) -> Self {
+    fn start(role: &str, secrets: &Path, more: &[&str]) -> Self {
         let mut child = Command::new(binary())
             .args([role, "--listen", "127.0.0.1:0", "--secrets"])
             .arg(secrets)
+            .args(more)
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
@@ -48,8 +53,19 @@ impl Daemon {
             }
         };
         // Goes on reading, so that the daemon never waits for a reader; ends with the daemon.
-        std::thread::spawn(move || lines.for_each(drop));
-        Self { child, port }
+        let (told, log) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                // A test that does not listen has dropped the other end.
+                let _ = told.send(line);
+            }
+        });
+        Self { child, port, log }
+    }
+
+    /// Waits for a line about this method.
+    fn line(&self, method: &str) -> String {
+        self.log.iter().find(|line| line.contains(method)).expect("the daemon lives")
     }
 }
 
@@ -103,6 +119,20 @@ fn certify(port: u16, ca: &str, token: &str) -> Result<Value, String> {
     }
 }
 
+fn write_trustd(folder: &Path, ca: &Authority) {
+    let own = issue(ca, Usage::Server, "");
+    write(
+        folder,
+        &[
+            ("ca.crt", &ca.pair().crt),
+            ("ca.key", ca.pair().key.expose()),
+            ("token", TOKEN),
+            ("tls.key", own.key.expose()),
+            ("tls.crt", &own.crt),
+        ],
+    );
+}
+
 fn write_apid(folder: &Path, answer: &Value) {
     let text = |name: &str| answer[name].as_str().unwrap().to_owned();
     let (ca, crt, key) = (text("ca"), text("crt"), text("key"));
@@ -129,18 +159,8 @@ async fn a_workers_front_door_stands_on_what_trustd_has_signed() {
     let now = SystemTime::now();
     let ca = Authority::generate("talos", KeyKind::Ed25519, 100 * HOUR, now).unwrap();
     let root = ca.pair().crt.as_str();
-    let own = issue(&ca, Usage::Server, "");
-    write(
-        &secrets,
-        &[
-            ("ca.crt", root),
-            ("ca.key", ca.pair().key.expose()),
-            ("token", TOKEN),
-            ("tls.key", own.key.expose()),
-            ("tls.crt", &own.crt),
-        ],
-    );
-    let trustd = Daemon::start("trustd", &secrets);
+    write_trustd(&secrets, &ca);
+    let trustd = Daemon::start("trustd", &secrets, &[]);
 
     let complaint = certify(trustd.port, root, "abcdef.0123456789abcdee").unwrap_err();
     assert_eq!(complaint, "trustd at 127.0.0.1: invalid token\n");
@@ -150,7 +170,7 @@ async fn a_workers_front_door_stands_on_what_trustd_has_signed() {
     assert_eq!((&first["ca"], &first["refused"]), (&json!(root), &json!(["10.9.8.7"])));
 
     write_apid(&door, &first);
-    let apid = Daemon::start("apid", &door);
+    let apid = Daemon::start("apid", &door, &[]);
     let admin = issue(&ca, Usage::Client, "os:admin");
     let client = tls::client_config(root, Some((&admin.crt, admin.key.expose()))).unwrap();
     let early = channel("127.0.0.1", apid.port, Arc::clone(&client));
@@ -178,4 +198,112 @@ async fn shown(port: u16, client: &Arc<rustls::ClientConfig>) -> String {
     let certificate = stream.get_ref().1.peer_certificates().unwrap()[0].clone();
     let text = orlop_pki::encoding::certificate_to_pem(&certificate);
     orlop_pki::fingerprint(&text).unwrap()
+}
+
+/// `machined hand-over`: places files by a trustd with a certificate of this organization; what it
+/// complains about.
+fn hand_over(
+    port: u16,
+    ca: &Authority,
+    organization: &str,
+    files: &[(String, Secret)],
+) -> Result<(), String> {
+    let own = issue(ca, Usage::Client, organization);
+    let order = json!({
+        "host": "127.0.0.1", "port": port, "ca": ca.pair().crt, "crt": own.crt,
+        "key": own.key.expose(), "token": TOKEN,
+        "files": files.iter().map(|(path, text)| json!([path, text.expose()])).collect::<Value>(),
+    });
+    let output = run(&["machined", "hand-over"], order.to_string().as_bytes());
+    output.status.success().then_some(()).ok_or_else(|| String::from_utf8(output.stderr).unwrap())
+}
+
+/// `machined take-over`: what it makes of the folder.
+fn take_over(folder: &Path) -> Arrival {
+    let output = run(&["machined", "take-over", folder.to_str().unwrap()], b"");
+    assert!(output.status.success(), "{output:?}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn run(args: &[&str], input: &[u8]) -> Output {
+    let mut child = Command::new(binary())
+        .args(args)
+        .env_clear()
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // One that has heard enough may close it early.
+    let _ = child.stdin.take().unwrap().write_all(input);
+    child.wait_with_output().unwrap()
+}
+
+fn pki() -> Pki {
+    let [kubernetes, etcd] = ["kubernetes", "etcd"].map(|name| {
+        let ca = Authority::generate(name, KeyKind::P256, HOUR, SystemTime::now()).unwrap();
+        json!({ "crt": ca.pair().crt, "key": ca.pair().key.expose() })
+    });
+    serde_json::from_value(json!({ "kubernetes": kubernetes, "etcd": etcd })).unwrap()
+}
+
+#[test]
+fn a_control_plane_that_joins_is_handed_the_clusters_pki() {
+    let home = tempfile::tempdir().unwrap();
+    let root = home.path().canonicalize().unwrap();
+    let (secrets, drop) = (root.join("secrets"), root.join("drop"));
+    fs::create_dir(&drop).unwrap();
+    let ca = Authority::generate("talos", KeyKind::Ed25519, 100 * HOUR, SystemTime::now()).unwrap();
+    write_trustd(&secrets, &ca);
+    let trustd = Daemon::start("trustd", &secrets, &["--drop", drop.to_str().unwrap()]);
+    let folder = drop.join("pki");
+    let placed = |pki: &Pki| -> Vec<(String, Secret)> {
+        let path = |name| folder.join(name).to_str().unwrap().to_owned();
+        pki.files().into_iter().map(|(name, text)| (path(name), text)).collect()
+    };
+    let (old, new) = (pki(), pki());
+
+    // Who is not established places nothing, and leaves a line.
+    for role in ["os:admin", "os:impersonator", ""] {
+        let why = hand_over(trustd.port, &ca, role, &placed(&old)).unwrap_err();
+        assert!(why.contains("only control planes may place files"), "{role}: {why}");
+    }
+    assert!(trustd.line("WriteFile").contains("only control planes may place files"));
+    let outside = [(format!("{}/x", root.display()), Secret::new("x".to_owned()))];
+    let why = hand_over(trustd.port, &ca, "os:controlplane", &outside).unwrap_err();
+    assert!(why.contains("no files are placed there"), "{why}");
+    assert!(matches!(take_over(&folder), Arrival::Partial(_)), "nothing is there");
+
+    // Cut off between two files; then all of them; then cut off while others replace them.
+    let give = |files: &[_]| hand_over(trustd.port, &ca, "os:controlplane", files);
+    give(&placed(&old)[..3]).unwrap();
+    assert!(matches!(take_over(&folder), Arrival::Partial(_)));
+    give(&placed(&old)).unwrap();
+    assert_eq!(take_over(&folder), Arrival::Whole(old.clone()));
+    give(&placed(&new)[..2]).unwrap();
+    assert!(matches!(take_over(&folder), Arrival::Partial(_)));
+
+    // What is too long is not placed, nor what comes after it; nor anything through a link.
+    let mut long = placed(&new);
+    long[1].1 = Secret::new("x".repeat((1 << 20) + 1));
+    let why = give(&long).unwrap_err();
+    assert!(why.contains("ca.key: ") && why.contains("more than"), "{why}");
+    fs::remove_file(folder.join("ca.crt")).unwrap();
+    std::os::unix::fs::symlink("/etc/passwd", folder.join("ca.crt")).unwrap();
+    let why = give(&placed(&new)).unwrap_err();
+    assert!(why.contains("no files are placed there"), "{why}");
+    let looked = run(&["machined", "take-over", folder.to_str().unwrap()], b"");
+    let said = String::from_utf8(looked.stderr).unwrap();
+    assert!(!looked.status.success() && said.contains("ca.crt"), "{said}");
+
+    fs::remove_file(folder.join("ca.crt")).unwrap();
+    give(&placed(&new)).unwrap();
+    assert_eq!(take_over(&folder), Arrival::Whole(new));
+    // Each file has left a line with who, where, how much and what.
+    let line = std::iter::from_fn(|| Some(trustd.line("WriteFile")))
+        .find(|line| line.contains("manifest.json") && line.contains("placed"))
+        .unwrap();
+    for part in ["peer=127.0.0.1", "size=", "sha256="] {
+        assert!(line.contains(part), "{line}");
+    }
 }

@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 
 pub use cluster::{
     AdminKubeconfig, ApiServer, Cluster, ClusterNetwork, Cni, Component, ControlPlane, Etcd, Image,
-    Proxy,
+    Proxy, ServiceAccount,
 };
 pub use example::example_of_lines;
 pub use names::sysctl_path;

@@ -281,7 +281,7 @@ pub(crate) fn trustd_hosts(config: &MachineConfig) -> Vec<String> {
 }
 
 /// Spreads what many nodes do at the same time.
-fn random() -> u32 {
+pub(crate) fn random() -> u32 {
     let [a, b, c, d, ..] = RandomState::new().hash_one(()).to_ne_bytes();
     u32::from_ne_bytes([a, b, c, d])
 }

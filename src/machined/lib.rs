@@ -27,6 +27,7 @@ mod etc;
 pub mod etcd;
 mod events;
 pub mod figures;
+pub mod handover;
 mod hardening;
 mod health;
 mod identity;
@@ -54,6 +55,7 @@ mod user;
 mod volumes;
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 use std::{fs, io, thread};
@@ -90,6 +92,13 @@ enum Command {
     Acquire(acquire::Options),
     /// Get a certificate from trustd, on terms read from standard input (PID 1 runs this as its child).
     Certify,
+    /// Place files by another node's trustd, on terms read from standard input (PID 1 runs this as its child).
+    HandOver,
+    /// Judge the PKI that was placed in a folder (PID 1 runs this as its child).
+    TakeOver {
+        /// Where it lies
+        folder: PathBuf,
+    },
     /// Become a member of an etcd cluster, on terms read from standard input (PID 1 runs this as its child).
     JoinEtcd,
     /// See whether the cluster is healthy, on terms read from standard input (PID 1 runs this as its child).
@@ -104,6 +113,8 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Err(code) => code,
         Ok(Options { command: Some(Command::Acquire(options)) }) => acquire::main(&options),
         Ok(Options { command: Some(Command::Certify) }) => trust::main(),
+        Ok(Options { command: Some(Command::HandOver) }) => handover::give_main(),
+        Ok(Options { command: Some(Command::TakeOver { folder }) }) => handover::take_main(&folder),
         Ok(Options { command: Some(Command::JoinEtcd) }) => etcd::host::join_main(),
         Ok(Options { command: Some(Command::CheckHealth) }) => health::main(),
         Ok(Options { command: Some(Command::ReadAhead) }) => {

@@ -20,6 +20,7 @@ use crate::Error;
 use crate::document::Document;
 use crate::etcd::host::Etcd;
 use crate::events::Events;
+use crate::handover::Pki;
 use crate::logs::Keeping;
 use crate::plan::{BOOT, INITIALIZE, REBOOT, SHUTDOWN, Sequence};
 use crate::power::End;
@@ -57,6 +58,8 @@ struct Inner {
     logs: Keeping,
     /// What the node goes by. `None` until the task that loads it has one.
     config: watch::Sender<Option<Arc<Document>>>,
+    /// What the configuration leaves to other control planes. Held for an assignment.
+    handed: Mutex<Option<Arc<Pki>>>,
     /// Where a node without a configuration waits for one; `None` while it does not.
     waiting: Mutex<Option<mpsc::Sender<Document>>>,
     /// Held while a configuration is applied.
@@ -92,6 +95,7 @@ impl Node {
             supervisor: handle.clone(),
             logs: Keeping::new(handle.logs().clone()),
             config: watch::Sender::default(),
+            handed: Mutex::default(),
             waiting: Mutex::default(),
             applying: tokio::sync::Mutex::default(),
             etcd: Etcd::default(),
@@ -161,8 +165,24 @@ impl Node {
     }
 
     /// What the node goes by.
+    ///
+    /// A control plane's may lack what others have handed over: that is filled in.
     pub(crate) fn config(&self) -> Result<Arc<MachineConfig>, Error> {
-        Ok(self.document()?.config())
+        let config = self.document()?.config();
+        Ok(match self.handed_over() {
+            Some(pki) if config.machine.kind.is_control_plane() => Arc::new(pki.fill(&config)),
+            _ => config,
+        })
+    }
+
+    /// The cluster's PKI that another control plane has handed over.
+    pub(crate) fn handed_over(&self) -> Option<Arc<Pki>> {
+        self.0.handed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// From now on goes by this PKI where its configuration has none.
+    pub(crate) fn hand(&self, pki: Pki) {
+        *self.0.handed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(pki));
     }
 
     /// The same, with its text.

@@ -31,6 +31,7 @@ use tracing::{info, warn};
 use crate::api;
 use crate::error::Error;
 use crate::etcd::host as etcd;
+use crate::handover;
 use crate::identity::{self, Keeper, Origin};
 use crate::metrics;
 use crate::node::{BOOT_LIMIT, Node};
@@ -248,6 +249,13 @@ pub(crate) async fn prepare(node: &Node) -> Result<(), Error> {
     let mut definitions = vec![udevd(node), networkd(&containerd), routerd(&containerd), apid];
     if origin == Origin::Authority && config.machine.token.is_some() {
         definitions.push(trustd(&containerd, &config)?);
+        if config.machine.kind.is_control_plane() {
+            if let Some(pki) = handover::kept(&config) {
+                node.hand(pki);
+            }
+            node.spawn(handover::give(node.clone()));
+            node.spawn(handover::take(node.clone()));
+        }
     }
     if let Some(program) = etcd::program().filter(|_| config.machine.kind.is_control_plane()) {
         definitions.push(etcd::definition(node, &containerd, program));

@@ -24,7 +24,7 @@ use crate::child;
 use crate::services::{APID_UID, BINARY};
 
 /// Where every trustd listens.
-const PORT: u16 = 50_001;
+pub(crate) const PORT: u16 = 50_001;
 /// How long one trustd may take.
 const ASK_LIMIT: Duration = Duration::from_secs(20);
 /// How long the child may take, whatever it waits for.

@@ -54,6 +54,7 @@ pub static TARGETS: &[Target] = &[
     ("kube_selectors", kube_selectors, &[b"app in (a,b),!x,n>3", b"metadata.name=a\\,b"]),
     ("strategic_patch", strategic_patch, &[PATCH]),
     ("store_snapshot", store_snapshot, &[STORE_SNAPSHOT]),
+    ("handed_over", handed_over, &[HANDED_OVER]),
     ("ntp_answer", ntp_answer, &[NTP_ANSWER]),
     ("answer_to_merge", answer_to_merge, &[b"\x0a\x04\x12\x02ok"]),
     ("framed_messages", framed_messages, &[b"\0\0\0\0\x02ok\x01\0\0\0\0"]),
@@ -166,6 +167,24 @@ pub fn etcd_snapshot(bytes: &[u8]) {
         check.finish()
     };
     assert_eq!(judged(bytes.len().max(1)).ok(), judged(7).ok(), "pieces matter");
+}
+
+/// Names and contents of files in turn, a line each.
+const HANDED_OVER: &[u8] = b"manifest.json\n{\"ca.crt\":\"00\",\"ca.key\":\"00\"}\nca.crt\nx\n";
+
+pub fn handed_over(bytes: &[u8]) {
+    use orlop_machined::handover::{Arrival, assemble};
+    let lines: Vec<&[u8]> = bytes.split(|byte| *byte == b'\n').collect();
+    let pairs = lines.chunks_exact(2);
+    let files = pairs.map(|pair| (String::from_utf8_lossy(pair[0]).into(), pair[1].to_vec()));
+    match assemble(&files.collect()) {
+        Arrival::Partial(why) | Arrival::Unusable(why) => assert!(!why.is_empty()),
+        Arrival::Whole(pki) => {
+            let files = pki.files().into_iter();
+            let files = files.map(|(name, text)| (name.to_owned(), text.expose().into()));
+            assert_eq!(assemble(&files.collect()), Arrival::Whole(pki.clone()));
+        }
+    }
 }
 
 pub fn client_configuration(bytes: &[u8]) {

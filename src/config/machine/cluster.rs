@@ -10,7 +10,7 @@ use url::Url;
 
 use super::network::is_false;
 use super::node::is_default;
-use crate::value::{CertificateAndKey, duration, host_url, text_map, texts};
+use crate::value::{CertificateAndKey, duration, host_url, secret_pem, text_map, texts};
 
 /// `cluster`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
@@ -42,6 +42,9 @@ pub struct Cluster {
     /// Further authorities that Kubernetes' components accept: while one is replaced.
     #[serde(rename = "acceptedCAs", skip_serializing_if = "Vec::is_empty")]
     pub accepted_cas: Vec<CertificateAndKey>,
+    /// What service accounts' tokens are signed with; on control planes only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service_account: Option<ServiceAccount>,
     /// The API server.
     #[serde(skip_serializing_if = "is_default")]
     pub api_server: ApiServer,
@@ -172,6 +175,15 @@ pub struct Etcd {
     /// Flags, without dashes; not those that the node sets.
     #[serde(with = "text_map", skip_serializing_if = "BTreeMap::is_empty")]
     pub extra_args: BTreeMap<String, String>,
+}
+
+/// `cluster.serviceAccount`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ServiceAccount {
+    /// A private key, PEM; RSA or EC.
+    #[serde(with = "secret_pem", skip_serializing_if = "Option::is_none")]
+    pub key: Option<Secret>,
 }
 
 /// A component of which only the image can be chosen.

@@ -224,9 +224,13 @@ fn data(folder: &Path) -> Result<Data, Error> {
 /// What the certificates depend on, now.
 fn basis(config: &MachineConfig, own: &Identity) -> Result<Basis, Error> {
     let ca = config.cluster.etcd.as_ref().and_then(|etcd| etcd.ca.as_ref());
-    let (ca, key) = ca
-        .and_then(|ca| Some((ca.crt.clone(), ca.key.clone()?)))
-        .ok_or_else(|| Error::Etcd("the configuration has no cluster.etcd.ca".to_owned()))?;
+    let (ca, key) = ca.and_then(|ca| Some((ca.crt.clone(), ca.key.clone()?))).ok_or_else(|| {
+        Error::Etcd(
+            "the configuration has no cluster.etcd.ca, and no other control plane has handed it \
+                 over yet"
+                .to_owned(),
+        )
+    })?;
     let (mut dns, ips) = identity::names_and_addresses()
         .map_err(|source| Error::System { operation: "list the node's addresses", source })?;
     dns.push("localhost".to_owned());
