@@ -4,6 +4,7 @@
 //! else. [`answer`] is the call GenerateConfiguration (§5.5): one machine's, from a form, with the
 //! secrets of a cluster that exists or new ones.
 
+mod bundle;
 mod form;
 
 use std::net::{IpAddr, Ipv6Addr};
@@ -19,9 +20,10 @@ use url::{Host, Url};
 use crate::client::{Configuration, Context};
 use crate::machine::{
     ApiServer, Cluster, ClusterNetwork, Component, ControlPlane, Etcd, Install, Kubelet, Machine,
-    MachineConfig, MachineType, Proxy, Registries, VERSION,
+    MachineConfig, MachineType, Proxy, Registries, ServiceAccount, VERSION,
 };
 use crate::value::CertificateAndKey;
+pub use bundle::Bundle;
 pub use form::{Answer, Device, Request, answer};
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -52,6 +54,8 @@ pub struct Options {
     pub registry_mirrors: Vec<Mirror>,
     /// `1.20.1`; `None` means that of the running version.
     pub kubernetes_version: Option<String>,
+    /// Those of the cluster; `None` means new ones.
+    pub secrets: Option<Bundle>,
 }
 
 impl Default for Options {
@@ -65,6 +69,7 @@ impl Default for Options {
             persist: true,
             registry_mirrors: Vec::new(),
             kubernetes_version: None,
+            secrets: None,
         }
     }
 }
@@ -120,6 +125,9 @@ pub enum Error {
     /// A form is incomplete, or makes no configuration that a node would take.
     #[error("invalid generate request")]
     Request(#[source] Cause),
+    /// A file of secrets lacks something, or has keys of other certificates.
+    #[error("the secrets have no usable {0}")]
+    Bundle(&'static str, #[source] Option<Cause>),
     /// No keys or certificates can be made.
     #[error("make the cluster's secrets")]
     Secrets(#[from] orlop_pki::Error),
@@ -137,7 +145,10 @@ pub fn generate(
 ) -> Result<Generated, Error> {
     let endpoint = self::endpoint(endpoint)?;
     let images = Images::of(options.kubernetes_version.as_deref())?;
-    let secrets = Secrets::generate(now)?;
+    let secrets = match &options.secrets {
+        Some(bundle) => bundle.secrets()?,
+        None => Secrets::generate(now)?,
+    };
     let config = |kind| config(kind, name, &endpoint, options, images.as_ref(), &secrets);
     Ok(Generated {
         control_plane: config(MachineType::ControlPlane),
@@ -186,6 +197,10 @@ struct Secrets {
     token: Secret,
     bootstrap_token: Secret,
     aescbc: Secret,
+    /// Of discovery.
+    id: Option<String>,
+    secret: Option<Secret>,
+    service_account: Option<Secret>,
 }
 
 impl Secrets {
@@ -201,6 +216,9 @@ impl Secrets {
             token: token(&random)?,
             bootstrap_token: token(&random)?,
             aescbc: Secret::new(STANDARD.encode(aescbc)),
+            id: None,
+            secret: None,
+            service_account: None,
         })
     }
 
@@ -228,6 +246,9 @@ impl Secrets {
                 "cluster.aescbcEncryptionSecret",
                 cluster.aescbc_encryption_secret.as_ref(),
             )?,
+            id: cluster.id.clone(),
+            secret: cluster.secret.clone(),
+            service_account: cluster.service_account.as_ref().and_then(|sa| sa.key.clone()),
         })
     }
 
@@ -293,11 +314,16 @@ fn config(
             endpoint: Some(endpoint.clone()),
             local_api_server_port: None,
         },
+        id: secrets.id.clone(),
+        secret: secrets.secret.clone(),
         cluster_name: Some(name.to_owned()),
         network: Some(network(endpoint, &options.dns_domain)),
         token: Some(secrets.bootstrap_token.clone()),
         aescbc_encryption_secret: control_plane_only.map(|()| secrets.aescbc.clone()),
         ca: Some(for_kind(&secrets.kubernetes)),
+        service_account: control_plane_only
+            .and_then(|()| secrets.service_account.clone())
+            .map(|key| ServiceAccount { key: Some(key) }),
         api_server: control_plane_only
             .map(|()| ApiServer {
                 image: image(|images| &images.api_server),

@@ -149,11 +149,24 @@ pub(crate) struct NewOptions {
     #[arg(long, value_delimiter = ',', default_value = "os:admin", value_name = "ROLE")]
     roles: Vec<String>,
     /// How long it is good
-    #[arg(long, value_parser = parse_duration, default_value = "8760h", value_name = "DURATION")]
-    crt_ttl: Duration,
+    #[arg(long, value_parser = parse_lifetime, default_value = "8760h", value_name = "DURATION")]
+    crt_ttl: prost_types::Duration,
     /// Write over a file that is there
     #[arg(long)]
     force: bool,
+}
+
+/// A lifetime as the API has it: more than nothing, and no more than a protobuf duration holds.
+fn parse_lifetime(text: &str) -> Result<prost_types::Duration, String> {
+    /// Ten thousand years (google/protobuf/duration.proto).
+    const MOST_SECONDS: u64 = 315_576_000_000;
+    let lifetime = parse_duration(text)?;
+    if lifetime.is_zero() || lifetime.as_secs() > MOST_SECONDS {
+        return Err(format!(
+            "{text:?} is no lifetime; it must be more than 0s and at most 87660000h"
+        ));
+    }
+    lifetime.try_into().map_err(|_| format!("{text:?} is longer than a lifetime can be"))
 }
 
 /// Shows or changes the client configuration.
@@ -285,8 +298,8 @@ pub(crate) async fn new(client: &Client, options: &NewOptions) -> Result<(), Err
     if path.exists() && !force {
         return Err(Error::Exists { path: path.clone() });
     }
-    let crt_ttl = (*crt_ttl).try_into().ok();
-    let request = GenerateClientConfigurationRequest { roles: roles.clone(), crt_ttl };
+    let request =
+        GenerateClientConfigurationRequest { roles: roles.clone(), crt_ttl: Some(*crt_ttl) };
     let call = async |node| machine(node).generate_client_configuration(request.clone()).await;
     for answer in client.ask("make a client configuration", call).await? {
         let text = String::from_utf8_lossy(&answer.message.talosconfig).into_owned();
@@ -361,6 +374,15 @@ mod tests {
         let said = info("trial", &context, now + 75 * hour).unwrap();
         assert!(said.ends_with("2 hours ago (2027-01-18)\n"), "{said}");
         assert!(info("trial", &Context::default(), now).is_err());
+    }
+
+    #[test]
+    fn a_lifetime_that_no_message_holds_is_refused() {
+        assert_eq!(parse_lifetime("8760h").unwrap().seconds, 8760 * 3600);
+        assert_eq!(parse_lifetime("87660000h").unwrap().seconds, 315_576_000_000);
+        for bad in ["0s", "87660001h", "9999999999999999h", "x"] {
+            parse_lifetime(bad).unwrap_err();
+        }
     }
 
     #[test]

@@ -234,6 +234,7 @@ impl Error {
         match self {
             Self::Output(source) if source.kind() == io::ErrorKind::BrokenPipe => Exit::Ok,
             Self::Generate(generate::Error::Secrets(_)) => Exit::Software,
+            Self::Generate(generate::Error::Bundle(..)) => Exit::Config,
             Self::Generate(_)
             | Self::Unacceptable(_)
             | Self::Patch { .. }

@@ -6,7 +6,8 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use orlop_config::generate::{self, Mirror, generate};
+use orlop_config::client;
+use orlop_config::generate::{self, Bundle, Mirror, generate};
 use orlop_config::machine::{self, Mode};
 
 use crate::error::Error;
@@ -21,6 +22,8 @@ pub(crate) enum Command {
     ///
     /// The endpoints given with -e become those of the client configuration.
     Config(Options),
+    /// Make the secrets of a new cluster, for gen config --with-secrets
+    Secrets(SecretsOptions),
     /// Make an authority: NAME.crt, NAME.key and NAME.sha256
     Ca(keys::CaOptions),
     /// Make an Ed25519 key: NAME.key
@@ -60,9 +63,7 @@ pub(crate) fn machineconfig(global: &Global, command: &MachineCommand) -> Result
         MachineCommand::Gen(options) => return cluster(global, options),
         MachineCommand::Patch(options) => options,
     };
-    let text =
-        fs::read_to_string(file).map_err(|source| Error::Read { path: file.clone(), source })?;
-    let patched = patch::apply(&file.display().to_string(), &text, patches)?;
+    let patched = patch::apply(&file.display().to_string(), &read(file)?, patches)?;
     let Some(path) = output else { return print(patched.as_bytes()) };
     create(path, &patched).map_err(|source| Error::Write { path: path.clone(), source })
 }
@@ -79,6 +80,9 @@ pub(crate) struct Options {
     /// Write over files that are there
     #[arg(long)]
     force: bool,
+    /// The cluster's secrets, as gen secrets makes them; else new ones
+    #[arg(long, value_name = "FILE")]
+    with_secrets: Option<PathBuf>,
     /// Disk to install to
     #[arg(long, value_name = "DISK", default_value = "/dev/sda")]
     install_disk: String,
@@ -102,16 +106,55 @@ pub(crate) struct Options {
     registry_mirrors: Vec<Mirror>,
 }
 
+#[derive(Debug, clap::Args)]
+pub(crate) struct SecretsOptions {
+    /// The file to write, - for stdout
+    #[arg(short, long, value_name = "FILE", default_value = "secrets.yaml")]
+    output_file: PathBuf,
+    /// Take those of a control plane's machine configuration instead of new ones
+    #[arg(long, value_name = "FILE")]
+    from_controlplane_config: Option<PathBuf>,
+    /// Write over a file that is there
+    #[arg(short, long)]
+    force: bool,
+}
+
 /// Makes what is asked for.
 pub(crate) fn run(global: &Global, command: &Command) -> Result<(), Error> {
     match command {
         Command::Config(options) => cluster(global, options),
+        Command::Secrets(options) => secrets(options),
         Command::Ca(options) => keys::ca(options),
         Command::Key(options) => keys::key(options),
         Command::Csr(options) => keys::csr(options),
         Command::Crt(options) => keys::crt(options),
         Command::Keypair(options) => keys::keypair(options),
     }
+}
+
+fn secrets(options: &SecretsOptions) -> Result<(), Error> {
+    let SecretsOptions { output_file: path, from_controlplane_config, force } = options;
+    let to_stdout = path == Path::new("-");
+    if path.exists() && !force && !to_stdout {
+        return Err(Error::Exists { path: path.clone() });
+    }
+    let bundle = match from_controlplane_config {
+        Some(from) => {
+            let config = machine::parse(&from.display().to_string(), &read(from)?);
+            Bundle::of(&config.map_err(client::Error::Problems)?)
+        }
+        None => Bundle::generate(SystemTime::now()),
+    };
+    let text = bundle?.to_yaml();
+    if to_stdout {
+        return print(text.as_bytes());
+    }
+    create(path, &text).map_err(|source| Error::Write { path: path.clone(), source })?;
+    print(format!("created {}\n", path.display()).as_bytes())
+}
+
+fn read(path: &Path) -> Result<String, Error> {
+    fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })
 }
 
 /// Writes all files, or none when one of them is there, and says which.
@@ -128,6 +171,10 @@ fn cluster(global: &Global, options: &Options) -> Result<(), Error> {
         registry_mirrors: options.registry_mirrors.clone(),
         ..generate::Options::default()
     };
+    if let Some(file) = &options.with_secrets {
+        let bundle = Bundle::parse(&file.display().to_string(), &read(file)?);
+        choices.secrets = Some(bundle.map_err(client::Error::Problems)?);
+    }
     if !global.endpoints.is_empty() {
         choices.endpoints = global.endpoints.iter().map(ToString::to_string).collect();
     }
