@@ -202,6 +202,12 @@ impl Keeper {
             fingerprint = answer.fingerprint,
             "apid has a new certificate"
         );
+        if known.is_empty() {
+            info!(
+                from = answer.host,
+                "first contact: the authorities met here are believed from now on"
+            );
+        }
         if !was_told && let Err(error) = self.believed.learn(&basis.trustd, &answer.ca) {
             warn!(error = %Chain(&error), "the authorities met here are forgotten at the next boot");
         }

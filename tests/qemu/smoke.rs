@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::process::{ExitCode, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -67,6 +67,7 @@ const CHECKS: &[Check] = &[
         brings_back_containerd,
     ),
     ("lives_through_kills_of_everything_while_a_client_asks", Kind::Plain, lives_through_kills),
+    ("lives_through_bombs_hogs_and_deaf_services_in_their_cgroups", Kind::Plain, holds_limits),
     ("lives_with_a_full_var", Kind::Plain, lives_with_full_var),
     ("restarts_a_service_when_asked_and_stops_none", Kind::Plain, restarts_when_asked),
     ("reboots_and_comes_back_with_the_same_identity", Kind::Plain, reboots),
@@ -74,16 +75,20 @@ const CHECKS: &[Check] = &[
     ("takes_its_configuration_from_a_labelled_disc", Kind::Static, configured_from_disc),
     ("leaves_an_ignored_interface_alone", Kind::Static, ignores_interface),
     ("keeps_the_address_of_the_ip_argument", Kind::Static, keeps_static_address),
+    ("shuts_down_in_order_when_its_power_button_is_pressed", Kind::Static, obeys_power_button),
     ("tells_the_line_and_column_of_a_broken_configuration", Kind::Broken, tells_broken_line),
     ("does_not_reboot_over_a_broken_configuration", Kind::Broken, stays_up_when_broken),
     ("boots_from_its_disk_under_uefi", Kind::Disk, boots_from_disk),
     ("shows_who_it_is_while_it_has_no_configuration", Kind::Fresh, shows_fingerprint),
+    ("tells_strangers_of_its_disks_while_it_has_no_configuration", Kind::Fresh, tells_disks),
     ("takes_no_broken_configuration", Kind::Fresh, takes_no_broken_configuration),
     ("goes_by_a_configuration_that_is_applied", Kind::Fresh, is_configured),
     ("applies_a_changed_configuration_without_a_reboot", Kind::Fresh, applies_a_change),
+    ("shows_what_services_say_as_long_as_debug_is_true", Kind::Fresh, shows_logs_with_debug),
     ("takes_back_a_configuration_that_was_tried", Kind::Fresh, takes_back_what_was_tried),
     ("stages_a_configuration_for_the_next_boot", Kind::Fresh, stages_for_the_next_boot),
     ("keeps_its_configuration_over_a_reboot", Kind::Fresh, keeps_configuration),
+    ("keeps_values_in_meta_the_old_or_the_new_when_it_is_cut_off", Kind::Fresh, keeps_meta),
     ("forgets_its_configuration_at_a_reset", Kind::Fresh, forgets_configuration),
 ];
 
@@ -92,13 +97,14 @@ const CHECKS: &[Check] = &[
 enum Kind {
     /// One network card with DHCP; the configuration comes over HTTP; an agent is inside.
     Plain,
-    /// Two cards: eth0 ignored, eth1 with the address of `ip=`; the configuration is on a disc.
+    /// Two cards: eth0 ignored, eth1 with the address of `ip=`; the configuration is on a disc, and a
+    /// volume for what is under /var.
     Static,
     /// A configuration with a mistake, on a FAT disk.
     Broken,
     /// The disk image alone, under UEFI; it has no configuration.
     Disk,
-    /// No configuration either, and volumes to keep one, and what is under /var, on.
+    /// No configuration either, but volumes to keep one, and what is under /var, on, and a META partition.
     Fresh,
 }
 
@@ -198,11 +204,13 @@ impl Node {
                     .network(&[])
                     .network(&[forward])
                     .disc(&volume::iso(folder.path(), &cluster.controlplane()?)?)
+                    .kept_disk(&volume::empty(folder.path(), EPHEMERAL)?)
             }
             Kind::Fresh => Boot::node(accel)?
                 .network(&[forward])
                 .scratch_disk(&volume::empty(folder.path(), "STATE")?)
-                .scratch_disk(&volume::empty(folder.path(), "EPHEMERAL")?),
+                .scratch_disk(&volume::empty(folder.path(), EPHEMERAL)?)
+                .kept_disk(&volume::meta(folder.path())?),
             Kind::Broken => {
                 let (text, line) = broken(&cluster.controlplane()?)?;
                 broken_at = Some(line);
@@ -451,11 +459,46 @@ fn lives_through_kills(node: &mut Node) -> Result<()> {
     ensure!(strange.is_none(), "a client was told: {strange:?}");
     ensure!(answered > 0, "nobody was answered: {refusals:?}");
     node.healthy(RECOVERY)?;
+    first_process_is_small(node)
+}
+
+fn first_process_is_small(node: &Node) -> Result<()> {
     let processes = node.operator.rows(&["processes"])?;
     let first = processes.iter().find(|row| row.number("pid") == 1).context("no PID 1")?;
     let resident = first.number("resident_bytes");
     ensure!(resident <= 16 << 20, "PID 1 has {resident} bytes resident");
     Ok(())
+}
+
+fn holds_limits(node: &mut Node) -> Result<()> {
+    node.healthy(RECOVERY)?;
+    let mut agent = node.machine.agent()?;
+    let before = agent.pids("timed")?;
+    // A daemon of ours may have 128 threads and processes; timed, 32 MiB.
+    let bomb = agent.bomb("timed")?;
+    let count: usize = bomb.split(' ').next().unwrap_or_default().parse()?;
+    ensure!((1..=128).contains(&count), "a fork bomb had {bomb}");
+    let hog = agent.hog("timed")?;
+    ensure!(hog == "killed", "a hog had {hog}");
+    agent.orphans(ORPHANS)?;
+    node.healthy(RECOVERY)?;
+    // Only who took the memory was killed for it.
+    ensure!(agent.pids("timed")? == before, "timed went as well");
+    until(RECOVERY, || {
+        let processes = node.operator.rows(&["processes"])?;
+        let dead = processes.iter().filter(|row| row.text("state") == "Z").count();
+        ensure!(dead == 0, "{dead} of {} processes are zombies", processes.len());
+        Ok(())
+    })?;
+    // It hears no TERM: it is killed when its time is over.
+    agent.freeze("timed")?;
+    let mark = node.machine.console().mark();
+    node.operator.command(120, &["service", "timed", "restart"]).output()?;
+    let back = said("machined", r"service\[timed\]\(Running\): .*tarted ");
+    node.machine.console().wait_after(mark, &back, RECOVERY)?;
+    node.healthy(RECOVERY)?;
+    ensure!(agent.pids("timed")?.iter().all(|pid| !before.contains(pid)), "the deaf one lives on");
+    first_process_is_small(node)
 }
 
 fn lives_with_full_var(node: &mut Node) -> Result<()> {
@@ -550,6 +593,31 @@ fn keeps_static_address(node: &mut Node) -> Result<()> {
     Ok(())
 }
 
+fn obeys_power_button(node: &mut Node) -> Result<()> {
+    node.healthy(RECOVERY)?;
+    let volume = node.folder.path().join(format!("{EPHEMERAL}.ext4"));
+    ensure!(!volume::is_unmounted(&volume)?, "/var is not on the volume that is there for it");
+    let mark = node.machine.console().mark();
+    node.machine.press_power_button()?;
+    let status = node.machine.wait_off(SHUTDOWN_LIMIT)?;
+    node.off = true;
+    ensure!(status.success(), "QEMU ended with {status}");
+    let lines = [
+        "the power button was pressed",
+        "shutdown sequence: stopping services",
+        r"service\[apid\]\(Finished\)",
+        "powering off now",
+    ];
+    let told = lines.map(|line| {
+        let found = node.machine.console().wait_after(mark, &said("machined", line), SOON)?;
+        Ok::<_, anyhow::Error>(found.line.at)
+    });
+    let told = told.into_iter().collect::<Result<Vec<_>>>()?;
+    ensure!(told.is_sorted(), "not in this order: {lines:?}\n{}", node.machine.console().tail());
+    ensure!(volume::is_unmounted(&volume)?, "/var was not unmounted");
+    Ok(())
+}
+
 fn tells_broken_line(node: &mut Node) -> Result<()> {
     let line = node.broken_at.context("its configuration is not broken")?;
     let wanted = format!(
@@ -595,6 +663,16 @@ fn shows_fingerprint(node: &mut Node) -> Result<()> {
     Ok(())
 }
 
+fn tells_disks(node: &mut Node) -> Result<()> {
+    let fingerprint = invitation(node, Mark::default())?;
+    let rows = node.operator.rows(&["disks", "--insecure", "--cert-fingerprint", &fingerprint])?;
+    let sizes = ["/dev/vda", "/dev/vdb", "/dev/vdc"].map(|device| {
+        rows.iter().find(|row| row.text("device") == device).map(|row| row.number("size_bytes"))
+    });
+    ensure!(sizes == [Some(32 << 20), Some(32 << 20), Some(3 << 20)], "{rows:?}");
+    Ok(())
+}
+
 fn takes_no_broken_configuration(node: &mut Node) -> Result<()> {
     let (text, line) = broken(&node.cluster.controlplane()?)?;
     let path = node.folder.path().join("broken.yaml");
@@ -626,6 +704,34 @@ fn applies_a_change(node: &mut Node) -> Result<()> {
     ensure!(said.contains("not before the next boot: machine.files, machine.env"), "{said}");
     node.machine.console().wait_after(mark, "sysctls of the configuration hold", SOON)?;
     has_panic_sysctl(node, "77")
+}
+
+fn shows_logs_with_debug(node: &mut Node) -> Result<()> {
+    let path = changed(node, "77")?;
+    let apply = |debug: bool| -> Result<()> {
+        let mut document: serde_yaml::Value =
+            serde_yaml::from_str(&std::fs::read_to_string(&path)?)?;
+        document["debug"] = debug.into();
+        std::fs::write(&path, serde_yaml::to_string(&document)?)?;
+        let said = told(node, &["apply-config", "-f", &path])?;
+        ensure!(said.contains("changed: debug"), "{said}");
+        Ok(())
+    };
+    let console = node.machine.console();
+    // It says what it finds when it starts; where it does is the mark.
+    let restart = || -> Result<Mark> {
+        node.healthy(RECOVERY)?;
+        let mark = console.mark();
+        node.operator.run(&["service", "networkd", "restart"])?;
+        let runs = said("machined", r"service\[networkd\]\(Running\): ");
+        console.wait_after(mark, &runs, RECOVERY)?;
+        node.healthy(RECOVERY)?;
+        Ok(mark)
+    };
+    apply(true)?;
+    console.wait_after(restart()?, "(?:^|[^a-z])networkd: ", RECOVERY)?;
+    apply(false)?;
+    console.stays_silent(restart()?, "^networkd: ", Duration::ZERO)
 }
 
 fn takes_back_what_was_tried(node: &mut Node) -> Result<()> {
@@ -662,6 +768,53 @@ fn keeps_configuration(node: &mut Node) -> Result<()> {
     has_panic_sysctl(node, "66")?;
     let after = boots(node)?;
     ensure!(after > before, "{after} boots in the log of machined, {before} before the last");
+    Ok(())
+}
+
+/// Nobody but the disk tells a value, and who deletes one hears when there is none.
+fn keeps_meta(node: &mut Node) -> Result<()> {
+    let disk = node.folder.path().join("meta.raw");
+    for value in ["one", "two"] {
+        node.operator.run(&["meta", "write", KEPT_KEY, value])?;
+        let copies = volume::meta_values(&disk, KEPT_KEY.parse()?)?;
+        let wanted = Some(Some(value.to_owned()));
+        ensure!(copies == [wanted.clone(), wanted], "{copies:?} after {value:?} was written");
+    }
+    // The machine is reset while one value is written after another.
+    let (last, operator) = (AtomicU32::new(0), node.operator.clone());
+    let (mark, machine) = (node.machine.console().mark(), &mut node.machine);
+    thread::scope(|scope| {
+        let writer = scope.spawn(|| -> Result<()> {
+            for value in 1.. {
+                let written = ["meta", "write", CHANGED_KEY, &value.to_string()];
+                if !operator.command(60, &written).output()?.status.success() {
+                    break;
+                }
+                last.store(value, Ordering::SeqCst);
+            }
+            Ok(())
+        });
+        let written = until(RECOVERY, || {
+            ensure!(last.load(Ordering::SeqCst) >= 3, "META takes no values");
+            Ok(())
+        });
+        machine.reset()?;
+        writer.join().map_err(|_| anyhow!("the writer panicked"))??;
+        written
+    })?;
+    node.machine.console().wait_after(mark, READY, BOOT_LIMIT)?;
+    node.healthy(RECOVERY)?;
+    let (last, copies) = (last.into_inner(), volume::meta_values(&disk, CHANGED_KEY.parse()?)?);
+    // The first whole copy is the one that counts.
+    let value = copies.iter().flatten().next().context("no copy is whole")?;
+    let wanted = [last, last + 1].map(|value| Some(value.to_string()));
+    ensure!(wanted.contains(value), "{copies:?} after {last} was kept");
+    for key in [KEPT_KEY, CHANGED_KEY] {
+        node.operator.run(&["meta", "delete", key])?;
+        let told = node.operator.refused(&["meta", "delete", key])?;
+        ensure!(told.contains(&format!("key {key} is not in META")), "{told}");
+        ensure!(volume::meta_values(&disk, key.parse()?)? == [Some(None), Some(None)]);
+    }
     Ok(())
 }
 
@@ -759,9 +912,16 @@ fn until<T>(limit: Duration, mut check: impl FnMut() -> Result<T>) -> Result<T> 
 /// Who is killed, in turn, and how often in all.
 const KILLED: [&str; 5] = ["routerd", "networkd", "udevd", "apid", "containerd"];
 const KILLS: usize = 20 * KILLED.len();
+/// Processes that PID 1 adopts at once, dead.
+const ORPHANS: usize = 1000;
 /// Files of a configuration, with their operation: one in a new folder, one over the read-only root.
 const FILES: [(&str, &str); 2] =
     [("/var/lib/greeting", "create"), ("/etc/os-release", "overwrite")];
+/// Of META: one that stays as it is, one that changes.
+const KEPT_KEY: &str = "10";
+const CHANGED_KEY: &str = "11";
+/// The label of the volume under /var.
+const EPHEMERAL: &str = "EPHEMERAL";
 /// How often a kind of machine is booted for checks that failed.
 const RETRIES: usize = 2;
 const SERVICES: [&str; 7] =
@@ -770,9 +930,9 @@ const CONTAINERS: [&str; 4] = ["networkd", "timed", "routerd", "apid"];
 const STATIC_ADDRESS: [u8; 4] = [10, 0, 3, 77];
 /// What the console of a node without a configuration ends in.
 const INVITATION: &str = "orlopctl apply-config --insecure .*controlplane.yaml";
-const BOOT_LIMIT: Duration = Duration::from_secs(240);
-const SHUTDOWN_LIMIT: Duration = Duration::from_secs(90);
-const RECOVERY: Duration = Duration::from_secs(90);
-const SOON: Duration = Duration::from_secs(15);
+const BOOT_LIMIT: Duration = Duration::from_secs(600);
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(180);
+const RECOVERY: Duration = Duration::from_secs(180);
+const SOON: Duration = Duration::from_secs(60);
 /// machined waits 10 s before it reboots.
 const LONGER_THAN_A_REBOOT_DELAY: Duration = Duration::from_secs(20);
