@@ -7,12 +7,17 @@
 //! check that fails is put to other machines, which is told by a line that begins with `retried:`.
 
 use std::collections::BTreeSet;
-use std::process::ExitCode;
+use std::io::{BufRead as _, BufReader, Read};
+use std::process::{Child, ExitCode, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use orlop_qemu::accel::Accel;
 use orlop_qemu::{
     Boot, Cable, Cluster, Forward, Machine, Operator, READY, boot_again_after_int3, volume,
@@ -36,11 +41,14 @@ fn main() -> ExitCode {
 
 type Check = fn(&mut Three) -> Result<()>;
 
+/// In this order: the last one costs a worker.
 const CHECKS: &[(&str, Check)] = &[
     ("three_nodes_workers_get_their_certificates_over_the_private_network", get_certificates),
     ("three_nodes_each_command_has_a_row_for_each", has_rows),
     ("three_nodes_streams_have_all_of_them", has_streams),
     ("three_nodes_one_cut_off_has_its_error_in_its_own_row", survives_a_cut),
+    ("three_nodes_one_believes_after_a_reboot_whom_it_met_first", believes_again),
+    ("three_nodes_one_killed_ends_no_stream_but_its_own", survives_a_kill),
 ];
 
 /// The machines that run now.
@@ -83,8 +91,9 @@ impl World {
 
 struct Three {
     control: Machine,
-    /// They run as long as these are held.
-    _workers: [Machine; 2],
+    /// They run as long as these are held. The second one was told no authority, and has a volume to keep
+    /// what it learns of one.
+    workers: [Option<Machine>; 2],
     operator: Operator,
     _folder: TempDir,
 }
@@ -107,19 +116,23 @@ impl Three {
             .network(&[forward])
             .switch(vec![here_1, here_2])
             .start()?;
-        let worker = |name, address, cable| {
-            booted(name, &cluster.worker()?, "eth0", address)?
-                .memory_mib(WORKERS_MIB)
-                .cable(cable)
-                .start()
+        let worker = |name, config: &str, address, cable| -> Result<Boot> {
+            Ok(booted(name, config, "eth0", address)?.memory_mib(WORKERS_MIB).cable(cable))
         };
-        let workers =
-            [worker("worker-1", WORKERS[0], there_1)?, worker("worker-2", WORKERS[1], there_2)?];
+        let mut stranger: serde_yaml::Value = serde_yaml::from_str(&cluster.worker()?)?;
+        stranger["machine"].as_mapping_mut().context("no machine")?.remove("ca");
+        let stranger = serde_yaml::to_string(&stranger)?;
+        let workers = [
+            worker("worker-1", &cluster.worker()?, WORKERS[0], there_1)?.start()?,
+            worker("worker-2", &stranger, WORKERS[1], there_2)?
+                .scratch_disk(&volume::empty(folder.path(), "STATE")?)
+                .start()?,
+        ];
         for machine in [&control].into_iter().chain(&workers) {
             machine.console().wait(READY, BOOT_LIMIT)?;
         }
         let operator = Operator::new(&cluster, forward.host);
-        Ok(Self { control, _workers: workers, operator, _folder: folder })
+        Ok(Self { control, workers: workers.map(Some), operator, _folder: folder })
     }
 
     /// What a command says about `nodes`: on standard output, and on standard error.
@@ -155,6 +168,79 @@ impl Three {
             Ok(())
         })
     }
+
+    /// Begins a command that streams.
+    fn follow(&self, nodes: &[&str], args: &[&str]) -> Result<Follower> {
+        let nodes = nodes.join(",");
+        let mut command = self.operator.command(600, &[&["-n", nodes.as_str()], args].concat());
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        let said = lines(child.stdout.take().context("no output")?);
+        let complaints = lines(child.stderr.take().context("no complaints")?);
+        Ok(Follower { child, said, complaints })
+    }
+}
+
+/// A command that streams until it is dropped.
+struct Follower {
+    child: Child,
+    said: Receiver<String>,
+    complaints: Receiver<String>,
+}
+
+impl Follower {
+    /// Until each of `nodes` has said a line with `text` in it, in whatever order they come.
+    fn wait_for(&self, nodes: &[&str], text: &str) -> Result<()> {
+        let mut missing = set(nodes);
+        let deadline = Instant::now() + RECOVERY;
+        while !missing.is_empty() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let line = self.said.recv_timeout(left);
+            let line = line.with_context(|| format!("no {text:?} of {missing:?}"))?;
+            missing.retain(|node| !(line.starts_with(node.as_str()) && line.contains(text)));
+        }
+        Ok(())
+    }
+
+    /// What it complains of next.
+    fn complaint(&self) -> Result<String> {
+        self.complaints.recv_timeout(RECOVERY).context("not a word of the node that is gone")
+    }
+
+    /// How it ends, when it is asked to as by Ctrl-C.
+    fn interrupt(&mut self) -> Result<ExitStatus> {
+        self.signal(Signal::SIGINT);
+        self.end()
+    }
+
+    /// How it ends by itself.
+    fn end(&mut self) -> Result<ExitStatus> {
+        self.child.wait().context("wait for orlopctl")
+    }
+
+    /// `timeout`, which runs it, passes this on.
+    fn signal(&self, signal: Signal) {
+        let _ = kill(Pid::from_raw(self.child.id().cast_signed()), signal);
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        if self.child.try_wait().is_ok_and(|ended| ended.is_none()) {
+            self.signal(Signal::SIGTERM);
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// The lines that come, read by a thread that ends with them.
+fn lines(from: impl Read + Send + 'static) -> Receiver<String> {
+    let (sender, lines) = mpsc::channel();
+    thread::spawn(move || {
+        let lines = BufReader::new(from).lines().map_while(Result::ok);
+        // Nobody listens any more when the receiver is gone.
+        lines.take_while(|line| sender.send(line.clone()).is_ok()).for_each(drop);
+    });
+    lines
 }
 
 fn get_certificates(three: &mut Three) -> Result<()> {
@@ -218,6 +304,50 @@ fn survives_a_cut(three: &mut Three) -> Result<()> {
     three.wait_for_rows(&ALL, &["memory"])
 }
 
+/// The pin is kept beside the configuration; a node that had lost it would meet its authority anew.
+fn believes_again(three: &mut Three) -> Result<()> {
+    let stranger = WORKERS[1];
+    let kept = |three: &Three| three.ask(&[stranger], &["read", "/system/state/authorities.json"]);
+    let console = three.workers[1].as_ref().context("it runs")?.console().clone();
+    console.wait(MEETS, RECOVERY)?;
+    let (before, _) = kept(three)?;
+    ensure!(before.contains("BEGIN CERTIFICATE"), "{before}");
+    let mark = console.mark();
+    three.ask(&[stranger], &["reboot"])?;
+    console.wait_after(mark, "init: started", BOOT_LIMIT)?;
+    console.wait_after(mark, READY, BOOT_LIMIT)?;
+    three.wait_for_rows(&ALL, &["memory"])?;
+    console.wait_after(mark, "apid has a new certificate", RECOVERY)?;
+    console.stays_silent(mark, MEETS, Duration::ZERO)?;
+    let (after, _) = kept(three)?;
+    ensure!(after == before, "{before} became {after}");
+    Ok(())
+}
+
+/// Nobody says goodbye: the connection to the node just has no other end any more.
+fn survives_a_kill(three: &mut Three) -> Result<()> {
+    three.wait_for_rows(&ALL, &["memory"])?;
+    let (gone, alive) = (WORKERS[1], [CONTROL, WORKERS[0]]);
+    let mut all = three.follow(&ALL, &["events", "--tail=1"])?;
+    let mut own = three.follow(&[gone], &["events", "--tail=1"])?;
+    all.wait_for(&ALL, "")?;
+    own.wait_for(&[gone], "")?;
+    three.workers[1] = None;
+    // Each of these makes events.
+    three.ask(&alive, &["service", "timed", "restart"])?;
+    all.wait_for(&alive, "timed")?;
+    let complaint = all.complaint()?;
+    ensure!(complaint.contains(gone), "{complaint:?}");
+    three.ask(&alive, &["service", "udevd", "restart"])?;
+    all.wait_for(&alive, "udevd")?;
+    // Whoever has followed two of three to the end has what there was; of none, nothing.
+    let complaint = own.complaint()?;
+    ensure!(complaint.contains(gone), "{complaint:?}");
+    let [all, own] = [all.interrupt()?, own.end()?];
+    ensure!(all.success() && own.code() == Some(1), "{all} and {own}");
+    three.wait_for_rows(&alive, &["memory"])
+}
+
 /// Tries again until it passes; after a while, its last failure. Each try is a question to the guests,
 /// which takes their time.
 fn until<T>(mut check: impl FnMut() -> Result<T>) -> Result<T> {
@@ -246,6 +376,8 @@ fn set(nodes: &[&str]) -> BTreeSet<String> {
 const CONTROL: &str = "10.9.0.1";
 const WORKERS: [&str; 2] = ["10.9.0.2", "10.9.0.3"];
 const ALL: [&str; 3] = [CONTROL, WORKERS[0], WORKERS[1]];
+/// What a node says on its console when it takes the first trustd that answers for its own.
+const MEETS: &str = "believed from now on";
 const WORKERS_MIB: u32 = 1024;
 /// Three at a time share the host's processors.
 const BOOT_LIMIT: Duration = Duration::from_secs(600);
