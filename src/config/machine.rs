@@ -17,6 +17,7 @@ mod node;
 mod show;
 mod time;
 mod unpack;
+mod wireguard;
 
 use std::fmt;
 use std::str::FromStr;
@@ -31,9 +32,9 @@ pub use cluster::{
 pub use example::example_of_lines;
 pub use names::sysctl_path;
 pub use network::{
-    AdSelect, ArpAllTargets, ArpValidate, Bond, BondMode, Bridge, BridgeVlan, DhcpOptions,
-    FailOverMac, HostEntry, Interface, LacpRate, Network, PrimaryReselect, Resolver, Route, Stp,
-    TlsResolver, Vlan, XmitHashPolicy,
+    AdSelect, ArpAllTargets, ArpValidate, Bond, BondMode, Bridge, BridgeVlan, DeviceSelector,
+    DhcpOptions, FailOverMac, Fate, HostEntry, Interface, LacpRate, Neighbor, Network,
+    PrimaryReselect, Resolver, Route, Rule, Stp, TlsResolver, Vip, Vlan, Vrf, XmitHashPolicy,
 };
 pub use node::{
     Disk, Features, File, FileOperation, Install, Kernel, KernelModule, Kubelet, LogDestination,
@@ -42,6 +43,7 @@ pub use node::{
 };
 pub use time::{NoTimeServer, Time, TimeServer};
 pub use unpack::{UNPACKED_LIMIT, UnpackError, unpack};
+pub use wireguard::{PublicKey, SecretKey, Wireguard, WireguardPeer};
 
 use crate::document::{Text, to_yaml};
 use crate::problem::Problems;

@@ -150,6 +150,8 @@ pub(crate) fn is_secret(path: &[Step]) -> bool {
                 | "identityToken"
                 | "content"
                 | "secret"
+                | "privateKey"
+                | "presharedKey"
         )
     };
     names.next().is_some_and(secret)

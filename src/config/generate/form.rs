@@ -137,6 +137,7 @@ impl Device {
                 network: given(network)?,
                 gateway: given(gateway)?,
                 metric: (*metric > 0).then_some(*metric),
+                ..Route::default()
             })
         });
         let mtu = u32::try_from(self.mtu).map_err(|_| format!("an MTU of {}", self.mtu))?;

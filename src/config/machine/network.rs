@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::wireguard::Wireguard;
 use crate::value::{mtu, pem, text, texts};
 
 /// `machine.network`.
@@ -23,6 +24,9 @@ pub struct Network {
     /// Lines for `/etc/hosts`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub extra_host_entries: Vec<HostEntry>,
+    /// Which routing table a packet is looked up in; ours, as the rest of this generation has none here.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<Rule>,
     /// Domains to look for short names in, in place of those that servers name.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub search_domains: Vec<String>,
@@ -62,6 +66,38 @@ pub struct TlsResolver {
     pub ca: String,
 }
 
+/// A policy rule, `ip-rule(8)`. Without `src` and `dst` it is for both families.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Rule {
+    /// 1..=32765, each once for a family; required. Lower is asked first.
+    pub priority: u32,
+    /// Where the packet comes from.
+    #[serde(with = "text", skip_serializing_if = "Option::is_none")]
+    pub src: Option<IpNet>,
+    /// Where it goes to.
+    #[serde(with = "text", skip_serializing_if = "Option::is_none")]
+    pub dst: Option<IpNet>,
+    /// The link it came in by; `lo` means that it is the node's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub iif_name: Option<String>,
+    /// The link that its socket is bound to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub oif_name: Option<String>,
+    /// Its mark.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fw_mark: Option<u32>,
+    /// The bits of the mark that count; `None` means all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fw_mask: Option<u32>,
+    /// What is done with it; `None` means that `table` is asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub action: Option<Fate>,
+    /// Required without `action`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub table: Option<u32>,
+}
+
 /// A line of `/etc/hosts`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
@@ -77,8 +113,12 @@ pub struct HostEntry {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct Interface {
-    /// The link's name; required.
+    /// The link's name; required without `deviceSelector`.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub interface: String,
+    /// Every link that it fits, instead of one by name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device_selector: Option<DeviceSelector>,
     /// Address and prefix length; excludes `dhcp`.
     #[serde(with = "text", skip_serializing_if = "Option::is_none")]
     pub cidr: Option<IpNet>,
@@ -112,6 +152,77 @@ pub struct Interface {
     /// Create it as a bridge.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bridge: Option<Bridge>,
+    /// Create it as an encrypted link.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wireguard: Option<Wireguard>,
+    /// Create it as a routing domain of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vrf: Option<Vrf>,
+    /// An address that one control plane has at a time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vip: Option<Vip>,
+    /// Neighbours whose hardware address is known without asking.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub neighbors: Vec<Neighbor>,
+    /// Whether the kernel forms addresses and takes routes as IPv6 routers say; `None` means that it does on
+    /// links with DHCP, and elsewhere does what it likes.
+    #[serde(rename = "acceptRA", skip_serializing_if = "Option::is_none")]
+    pub accept_ra: Option<bool>,
+}
+
+/// `deviceSelector`: what is given must fit, with `*` for any text and `?` for any character; at least one
+/// key.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct DeviceSelector {
+    /// Where it sits on its bus, as `0000:00:1f.6`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bus_path: Option<String>,
+    /// Its Ethernet address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hardware_addr: Option<String>,
+    /// The Ethernet address that it was made with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub permanent_addr: Option<String>,
+    /// Maker and model, as `8086:1533`.
+    #[serde(rename = "pciID", skip_serializing_if = "Option::is_none")]
+    pub pci_id: Option<String>,
+    /// The kernel's driver, as `virtio_net`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub driver: Option<String>,
+    /// Whether it is a device, or made of software.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub physical: Option<bool>,
+}
+
+/// Options of a VRF (Documentation/networking/vrf.rst).
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Vrf {
+    /// The links in it; they keep their addresses.
+    pub interfaces: Vec<String>,
+    /// Its routing table; required, none of the kernel's own.
+    pub table: u32,
+}
+
+/// `vip`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Vip {
+    /// The address; required.
+    #[serde(with = "text")]
+    pub ip: Option<IpAddr>,
+}
+
+/// `neighbors[]`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Neighbor {
+    /// Required.
+    #[serde(with = "text")]
+    pub ip: Option<IpAddr>,
+    /// Six bytes in hexadecimal with colons; required.
+    pub hardware_addr: String,
 }
 
 /// Options of a bridge.
@@ -166,6 +277,18 @@ pub struct Route {
     /// `None` means 10.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metric: Option<u32>,
+    /// What packets of the node's own have for their sender; `None` means the link's first address.
+    #[serde(with = "text", skip_serializing_if = "Option::is_none")]
+    pub source: Option<IpAddr>,
+    /// The largest packet on this way, in bytes; `None` means the link's.
+    #[serde(deserialize_with = "mtu::deserialize", skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+    /// `None` means the main one, or that of the link's VRF.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub table: Option<u32>,
+    /// There is no way: what happens to packets; `None` means that there is.
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    pub kind: Option<Fate>,
 }
 
 /// The link `<interface>.<vlanId>`.
@@ -183,6 +306,15 @@ pub struct Vlan {
     /// Addresses by DHCP.
     #[serde(skip_serializing_if = "is_false")]
     pub dhcp: bool,
+    /// More addresses, beside `cidr` or `dhcp`.
+    #[serde(with = "texts", skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<IpNet>,
+    /// As that of a link.
+    #[serde(deserialize_with = "mtu::deserialize", skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+    /// As that of a link.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vip: Option<Vip>,
 }
 
 /// Options of a bond (Documentation/networking/bonding.rst); `None` leaves the kernel's default.
@@ -311,6 +443,18 @@ words!(
     /// IFLA_BOND_FAIL_OVER_MAC.
     FailOverMac { None = "none", Active = "active", Follow = "follow" }
 );
+
+/// What is done with a packet that is not to pass (`ip-route(8)`); the value on the wire is `RTN_*`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fate {
+    /// It vanishes.
+    Blackhole = 6,
+    /// Its sender is told that there is no such host.
+    Unreachable = 7,
+    /// Its sender is told that somebody forbids it.
+    Prohibit = 8,
+}
 
 pub(super) fn is_false(value: &bool) -> bool {
     !value

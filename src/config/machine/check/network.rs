@@ -6,7 +6,10 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::{Check, Seen};
-use crate::machine::{Bond, BondMode, Interface, Network, Resolver, Route, names};
+use crate::machine::{
+    Bond, BondMode, DeviceSelector, Interface, Neighbor, Network, Resolver, Route, Rule, Vip, Vrf,
+    Wireguard, names,
+};
 
 pub(super) fn network(check: &mut Check, network: &Network) {
     check.maybe("hostname", network.hostname.as_deref().and_then(names::host_name));
@@ -27,6 +30,8 @@ pub(super) fn network(check: &mut Check, network: &Network) {
             names::host_name(alias).into_iter().for_each(|message| check.wrong(message));
         });
     });
+    let mut seen = Seen::default();
+    check.each("rules", &network.rules, |check, one| rule(check, one, &mut seen));
     check.each("searchDomains", &network.search_domains, |check, domain| {
         names::host_name(domain).into_iter().for_each(|message| check.wrong(message));
     });
@@ -64,13 +69,56 @@ fn asked_over_tls(check: &mut Check, resolver: &Resolver) {
     });
 }
 
+fn rule(check: &mut Check, rule: &Rule, seen: &mut Seen) {
+    if !(1..=32765).contains(&rule.priority) {
+        check.wrong_at("priority", format!("{} is out of range 1..=32765", rule.priority));
+    }
+    let nets = [("src", rule.src), ("dst", rule.dst)];
+    for (key, net) in nets.iter().filter_map(|(key, net)| Some((key, (*net)?))) {
+        check.maybe(key, beyond_prefix(net));
+    }
+    if let (Some(src), Some(dst)) = (rule.src, rule.dst)
+        && src.addr().is_ipv4() != dst.addr().is_ipv4()
+    {
+        check.because("src", |check| {
+            check.wrong_at("dst", format!("{dst} is not of the same family as {src}"));
+        });
+    }
+    let family = rule.src.or(rule.dst).map(|net| net.addr().is_ipv4());
+    let families = family.map_or(vec![true, false], |v4| vec![v4]);
+    if families.into_iter().any(|v4| seen.again(&format!("{} {v4}", rule.priority))) {
+        check.wrong_at("priority", format!("another rule has priority {} already", rule.priority));
+    }
+    for (key, link) in [("iifName", &rule.iif_name), ("oifName", &rule.oif_name)] {
+        check.maybe(key, link.as_deref().and_then(names::interface));
+    }
+    if rule.fw_mask.is_some() && rule.fw_mark.is_none() {
+        check.wrong_at("fwMask", "it needs `fwMark`");
+    }
+    match (rule.action, rule.table) {
+        (None, None | Some(0)) => check.wrong_at("table", "a table is required, 1..=4294967295"),
+        (Some(_), Some(_)) => check.because("action", |check| {
+            check.wrong_at("table", "no table is asked: it has an `action`");
+        }),
+        _ => {}
+    }
+}
+
+fn beyond_prefix(net: IpNet) -> Option<String> {
+    (net.addr() != net.network())
+        .then(|| format!("{net} has bits beyond its prefix; write {}", net.trunc()))
+}
+
 /// What the interfaces before this one said.
 #[derive(Default)]
 struct Links {
     /// Sections of one name add up, where they do not contradict each other.
     sections: BTreeMap<String, Section>,
-    /// Which bond or bridge a link belongs to.
+    /// Which bond, bridge or VRF a link belongs to.
     ports: BTreeMap<String, String>,
+    vips: BTreeSet<IpAddr>,
+    /// The routing tables of VRFs.
+    tables: BTreeSet<u32>,
 }
 
 #[derive(Default)]
@@ -83,12 +131,23 @@ struct Section {
 
 fn interface(check: &mut Check, link: &Interface, links: &mut Links) {
     let name = link.interface.as_str();
-    if name.is_empty() && !link.ignore {
-        check.wrong_at("interface", "the name of a link is required");
-    } else if !name.is_empty() {
-        check.maybe("interface", names::interface(name));
+    match &link.device_selector {
+        Some(_) if !name.is_empty() => {
+            let message = "`interface` and `deviceSelector` exclude each other";
+            check.because("interface", |check| check.wrong_at("deviceSelector", message));
+        }
+        Some(selector) => check.key("deviceSelector", |check| device(check, selector, link)),
+        None if name.is_empty() && !link.ignore => {
+            check.wrong_at("interface", "the name of a link is required, or a `deviceSelector`");
+        }
+        None if name.is_empty() => {}
+        None => check.maybe("interface", names::interface(name)),
     }
-    let section = links.sections.entry(name.to_owned()).or_default();
+    let mut alone = Section::default();
+    let section = match name {
+        "" => &mut alone,
+        _ => links.sections.entry(name.to_owned()).or_default(),
+    };
     let once = [
         ("ignore", link.ignore),
         ("dhcp", link.dhcp),
@@ -97,6 +156,10 @@ fn interface(check: &mut Check, link: &Interface, links: &mut Links) {
         ("dummy", link.dummy),
         ("bond", link.bond.is_some()),
         ("bridge", link.bridge.is_some()),
+        ("wireguard", link.wireguard.is_some()),
+        ("vrf", link.vrf.is_some()),
+        ("vip", link.vip.is_some()),
+        ("acceptRA", link.accept_ra.is_some()),
     ];
     for (key, _) in once.into_iter().filter(|(_, set)| *set) {
         if !section.once.insert(key) && !name.is_empty() {
@@ -107,11 +170,10 @@ fn interface(check: &mut Check, link: &Interface, links: &mut Links) {
         return;
     }
     addressing(check, link.dhcp, link.cidr, &mut section.cidrs);
-    check.each("addresses", &link.addresses, |check, address| {
-        let wrong = one_address(*address, &mut section.cidrs);
-        wrong.into_iter().for_each(|message| check.wrong(message));
-    });
+    addresses(check, &link.addresses, &mut section.cidrs);
     routes(check, &link.routes);
+    vip(check, link.vip.as_ref(), &mut links.vips);
+    neighbors(check, &link.neighbors);
     check.each("vlans", &link.vlans, |check, vlan| {
         if !(1..=4094).contains(&vlan.vlan_id) {
             check.wrong_at("vlanId", format!("{} is out of range 1..=4094", vlan.vlan_id));
@@ -121,23 +183,142 @@ fn interface(check: &mut Check, link: &Interface, links: &mut Links) {
         } else if names::interface(name).is_none() {
             check.maybe("vlanId", names::interface(&format!("{name}.{}", vlan.vlan_id)));
         }
-        addressing(check, vlan.dhcp, vlan.cidr, &mut BTreeSet::new());
+        let mut cidrs = BTreeSet::new();
+        addressing(check, vlan.dhcp, vlan.cidr, &mut cidrs);
+        addresses(check, &vlan.addresses, &mut cidrs);
         routes(check, &vlan.routes);
+        vip(check, vlan.vip.as_ref(), &mut links.vips);
     });
+    let kinds = [
+        ("dummy", link.dummy),
+        ("bond", link.bond.is_some()),
+        ("bridge", link.bridge.is_some()),
+        ("wireguard", link.wireguard.is_some()),
+        ("vrf", link.vrf.is_some()),
+    ];
+    let mut kinds = kinds.into_iter().filter_map(|(key, set)| set.then_some(key));
+    if let (Some(first), Some(second)) = (kinds.next(), kinds.next()) {
+        let message = format!("a link is one thing only, and this one is a {first} already");
+        check.because(first, |check| check.wrong_at(second, message));
+    }
+    if let Some(options) = &link.wireguard {
+        check.key("wireguard", |check| wireguard(check, options));
+    }
+    if let Some(options) = &link.vrf {
+        check.key("vrf", |check| vrf(check, name, options, links));
+    }
     if let Some(options) = &link.bond {
-        if link.dummy {
-            check.wrong_at("dummy", "a link is a dummy or a bond, not both");
-        }
         check.key("bond", |check| bond(check, name, options, &mut links.ports));
     }
     if let Some(options) = &link.bridge {
-        if link.dummy || link.bond.is_some() {
-            check.wrong_at("bridge", "a link is a dummy, a bond or a bridge, not two of them");
-        }
         check.key("bridge", |check| {
             ports(check, name, &options.interfaces, &mut links.ports);
         });
     }
+}
+
+/// A selector says something, and what it selects is there already.
+fn device(check: &mut Check, selector: &DeviceSelector, link: &Interface) {
+    let texts = [
+        ("busPath", &selector.bus_path),
+        ("hardwareAddr", &selector.hardware_addr),
+        ("permanentAddr", &selector.permanent_addr),
+        ("pciID", &selector.pci_id),
+        ("driver", &selector.driver),
+    ];
+    let given = || texts.iter().filter_map(|(key, text)| Some((*key, text.as_deref()?)));
+    if given().next().is_none() && selector.physical.is_none() {
+        check.wrong("it must say something: busPath, hardwareAddr, pciID, driver or physical");
+    }
+    for (key, _) in given().filter(|(_, text)| text.is_empty()) {
+        check.wrong_at(key, "an empty text fits no device; `*` fits any");
+    }
+    let made = link.dummy
+        || link.bond.is_some()
+        || link.bridge.is_some()
+        || link.wireguard.is_some()
+        || link.vrf.is_some();
+    if made {
+        check.wrong("it selects a link that is there; one that is made needs a name, `interface`");
+    }
+}
+
+fn addresses(check: &mut Check, addresses: &[IpNet], others: &mut BTreeSet<IpNet>) {
+    check.each("addresses", addresses, |check, address| {
+        let wrong = one_address(*address, others);
+        wrong.into_iter().for_each(|message| check.wrong(message));
+    });
+}
+
+fn vip(check: &mut Check, vip: Option<&Vip>, others: &mut BTreeSet<IpAddr>) {
+    let Some(vip) = vip else { return };
+    let wrong = match vip.ip {
+        None => Some("an address is required".to_owned()),
+        Some(ip) if ip.is_unspecified() || ip.is_multicast() || ip.is_loopback() => {
+            Some(format!("{ip} is no address that can wander"))
+        }
+        Some(ip) => (!others.insert(ip)).then(|| format!("{ip} is the vip of another link")),
+    };
+    check.key("vip", |check| check.maybe("ip", wrong));
+}
+
+fn neighbors(check: &mut Check, neighbors: &[Neighbor]) {
+    let mut seen = Seen::default();
+    check.each("neighbors", neighbors, |check, neighbor| {
+        match neighbor.ip {
+            None => check.wrong_at("ip", "an address is required"),
+            Some(ip) if seen.again(&ip.to_string()) => {
+                check.wrong_at("ip", format!("the link has a neighbour {ip} already"));
+            }
+            Some(_) => {}
+        }
+        if !names::is_station(&neighbor.hardware_addr) {
+            let message = "must be a station's address such as 02:00:00:00:00:01";
+            check.wrong_at("hardwareAddr", message);
+        }
+    });
+}
+
+fn wireguard(check: &mut Check, options: &Wireguard) {
+    if options.private_key.is_none() {
+        check.wrong_at("privateKey", "a key is required; `wg genkey` makes one");
+    }
+    let (mut keys, mut nets) = (Seen::default(), BTreeMap::new());
+    check.each("peers", &options.peers, |check, peer| {
+        let Some(key) = peer.public_key else {
+            return check.wrong_at("publicKey", "the peer's public key is required");
+        };
+        if keys.again(&key.to_string()) {
+            check.wrong_at("publicKey", format!("another peer has the key {key} already"));
+        }
+        if let Some(every) = peer.persistent_keepalive_interval
+            && (every.subsec_nanos() != 0 || every.as_secs() > 65535)
+        {
+            let message = "must be whole seconds, at most 65535s";
+            check.wrong_at("persistentKeepaliveInterval", message);
+        }
+        if peer.endpoint.is_some_and(|to| to.ip().is_unspecified() || to.port() == 0) {
+            check.wrong_at("endpoint", "no host has this address and port");
+        }
+        check.each("allowedIPs", &peer.allowed_ips, |check, net| {
+            beyond_prefix(*net).into_iter().for_each(|message| check.wrong(message));
+            if let Some(other) = nets.insert(*net, key) {
+                check.wrong(format!("{net} belongs to the peer {other} already"));
+            }
+        });
+    });
+}
+
+fn vrf(check: &mut Check, name: &str, options: &Vrf, links: &mut Links) {
+    // RT_TABLE_COMPAT to RT_TABLE_LOCAL of linux/rtnetlink.h.
+    if options.table == 0 || (252..=255).contains(&options.table) {
+        let message =
+            format!("{} is no table of its own; choose 1..=251 or above 255", options.table);
+        check.wrong_at("table", message);
+    } else if !links.tables.insert(options.table) {
+        check.wrong_at("table", format!("another VRF has the table {} already", options.table));
+    }
+    ports(check, name, &options.interfaces, &mut links.ports);
 }
 
 fn addressing(check: &mut Check, dhcp: bool, cidr: Option<IpNet>, others: &mut BTreeSet<IpNet>) {
@@ -166,12 +347,8 @@ fn routes(check: &mut Check, routes: &[Route]) {
         let Some(network) = route.network else {
             return check.wrong_at("network", "a network is required");
         };
-        if network.addr() != network.network() {
-            let message =
-                format!("{network} has bits beyond its prefix; write {}", network.trunc());
-            check.wrong_at("network", message);
-        }
-        if seen.again(&format!("{network} {:?}", route.metric)) {
+        check.maybe("network", beyond_prefix(network));
+        if seen.again(&format!("{network} {:?} {:?}", route.metric, route.table)) {
             check.wrong_at("network", format!("a second route to {network} of the same metric"));
         }
         if let Some(gateway) = route.gateway {
@@ -180,6 +357,26 @@ fn routes(check: &mut Check, routes: &[Route]) {
                 check.wrong_at("gateway", message);
             } else if gateway.is_multicast() {
                 check.wrong_at("gateway", format!("{gateway} is no address of a router"));
+            }
+        }
+        if let Some(source) = route.source
+            && network.addr().is_ipv4() != source.is_ipv4()
+        {
+            let message = format!("{source} is not of the same family as {network}");
+            check.wrong_at("source", message);
+        }
+        if route.table == Some(0) || route.table == Some(255) {
+            check.wrong_at("table", "the kernel keeps the tables 0 and 255 to itself");
+        }
+        if route.kind.is_some() {
+            let set = [
+                ("gateway", route.gateway.is_some()),
+                ("source", route.source.is_some()),
+                ("mtu", route.mtu.is_some()),
+            ];
+            for (key, _) in set.into_iter().filter(|(_, set)| *set) {
+                let message = "no packet goes this way: it has a `type`";
+                check.because("type", |check| check.wrong_at(key, message));
             }
         }
     });
