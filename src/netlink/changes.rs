@@ -1,4 +1,4 @@
-//! Notices of changes to links, addresses and routes.
+//! Notices of changes to links, addresses, routes and rules.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -19,8 +19,11 @@ pub struct Changes {
     socket: AsyncFd<OwnedFd>,
 }
 
-/// `RTMGRP_LINK`, `RTMGRP_IPV4_IFADDR`, `RTMGRP_IPV4_ROUTE`, `RTMGRP_IPV6_IFADDR`, `RTMGRP_IPV6_ROUTE`.
-const GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x100 | 0x400;
+/// `RTMGRP_LINK`, `RTMGRP_IPV4_IFADDR`, `RTMGRP_IPV4_ROUTE`, `RTMGRP_IPV4_RULE`, `RTMGRP_IPV6_IFADDR`,
+/// `RTMGRP_IPV6_ROUTE` and `1 << (RTNLGRP_IPV6_RULE - 1)`.
+const GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 0x40000;
+/// `RTMGRP_NEIGH`: what the kernel finds out itself is told of as well.
+const NEIGHBOURS: u32 = 0x4;
 
 impl Changes {
     /// Subscribes. Whatever changes from here on is noticed.
@@ -28,13 +31,25 @@ impl Changes {
     /// # Errors
     /// When the kernel gives no netlink socket.
     pub fn subscribe() -> io::Result<Self> {
+        Self::to(GROUPS)
+    }
+
+    /// The same, and changes of neighbours: on a busy network these are many.
+    ///
+    /// # Errors
+    /// When the kernel gives no netlink socket.
+    pub fn with_neighbours() -> io::Result<Self> {
+        Self::to(GROUPS | NEIGHBOURS)
+    }
+
+    fn to(groups: u32) -> io::Result<Self> {
         let socket = socket(
             AddressFamily::Netlink,
             SockType::Raw,
             SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
             SockProtocol::NetlinkRoute,
         )?;
-        bind(socket.as_raw_fd(), &NetlinkAddr::new(0, GROUPS))?;
+        bind(socket.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
         Ok(Self { socket: crate::register(socket, Interest::READABLE)? })
     }
 

@@ -1,6 +1,6 @@
 //! The kernel's network tables and the sockets a DHCP client needs, typed.
 //!
-//! [`Netlink`] lists and changes links, addresses and routes over rtnetlink; [`Changes`] says when
+//! [`Netlink`] lists and changes links, addresses and routes over rtnetlink, and rules and neighbours too; [`wireguard`] has keys and peers. [`Changes`] says when
 //! one of them changed, whoever did it. [`PacketSocket`] exchanges UDP datagrams on a link that has
 //! no address yet, and [`RawSocket`] sends one through the kernel's routes once it has; both carry
 //! the bytes that [`datagram`] builds and takes apart. [`ArpSocket`] asks who has an address. [`RouterSocket`] hears routers. [`Capture`] copies what passes a link; [`AcpiEvents`] tells of buttons. [`host`] sets the names of the node.
@@ -12,6 +12,7 @@
 pub mod acpi;
 pub mod datagram;
 pub mod host;
+pub mod wireguard;
 
 mod address;
 mod arp;
@@ -21,11 +22,13 @@ mod direct;
 mod duplicates;
 mod link;
 mod mac;
+mod neighbour;
 mod packet;
 mod raw;
 mod requests;
 mod route;
 mod router;
+mod rule;
 mod uevents;
 
 use std::io;
@@ -44,12 +47,14 @@ pub use duplicates::Duplicates;
 pub use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 pub use link::{Kind, Link};
 pub use mac::Mac;
+pub use neighbour::Neighbour;
 pub use netlink_packet_route::link as options;
 pub use packet::PacketSocket;
 pub use raw::RawSocket;
 pub use requests::Netlink;
 pub use route::{Route, Table};
 pub use router::{RouterSocket, udp6_on_link};
+pub use rule::{Action, Rule};
 pub use uevents::{Notice, Uevents};
 
 /// Who put an address or a route into the kernel (`RTPROT_*` of `rtnetlink(7)`; for addresses the
@@ -66,6 +71,8 @@ impl Protocol {
     pub const STATIC: Self = Self(4);
     /// A DHCP client.
     pub const DHCP: Self = Self(16);
+    /// The machine configuration, where `STATIC` could be anybody's: a number that nobody registered.
+    pub const CONFIGURED: Self = Self(79);
 }
 
 /// A request that the kernel refused, or that never reached it.
@@ -110,6 +117,12 @@ impl Error {
             self.errno(),
             Some(libc::ESRCH | libc::ENOENT | libc::ENODEV | libc::EADDRNOTAVAIL)
         )
+    }
+
+    /// Whether the kernel was built without it.
+    #[must_use]
+    pub fn not_supported(&self) -> bool {
+        matches!(self.errno(), Some(libc::EOPNOTSUPP | libc::EAFNOSUPPORT))
     }
 
     fn errno(&self) -> Option<i32> {

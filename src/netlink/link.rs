@@ -1,8 +1,8 @@
 //! Links (network interfaces), `rtnetlink(7)` `RTM_NEWLINK`.
 
 use netlink_packet_route::link::{
-    BridgeStpState, InfoBond, InfoBridge, InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags,
-    LinkInfo, LinkMessage,
+    BridgeStpState, InfoBond, InfoBridge, InfoData, InfoKind, InfoVlan, InfoVrf, LinkAttribute,
+    LinkFlags, LinkInfo, LinkMessage,
 };
 
 use crate::Mac;
@@ -30,6 +30,8 @@ pub struct Link {
     pub parent: Option<u32>,
     /// A remark that the kernel keeps with it (`IFLA_IFALIAS`).
     pub alias: Option<String>,
+    /// The Ethernet address that it was made with (`IFLA_PERM_ADDRESS`).
+    pub permanent_mac: Option<Mac>,
 }
 
 /// Links that are made of nothing but software, with what they were told (`IFLA_LINKINFO`).
@@ -48,7 +50,11 @@ pub enum Kind {
         /// Whether its ports belong to VLANs.
         vlan_filtering: bool,
     },
-    /// Any other: `veth`, `wireguard`, …
+    /// A routing domain with a table of its own (`Documentation/networking/vrf.rst`).
+    Vrf(u32),
+    /// An encrypted link; [`wireguard`](crate::wireguard) has its keys and peers.
+    Wireguard,
+    /// Any other: `veth`, `vxlan`, …
     Other(String),
 }
 
@@ -91,6 +97,13 @@ impl Kind {
                     vlan_filtering: options.contains(&InfoBridge::VlanFiltering(true)),
                 }
             }
+            (InfoKind::Vrf, Some(InfoData::Vrf(options))) => {
+                Self::Vrf(options.into_iter().find_map(|option| match option {
+                    InfoVrf::TableId(table) => Some(table),
+                    _ => None,
+                })?)
+            }
+            (InfoKind::Wireguard, _) => Self::Wireguard,
             (other, _) => Self::Other(other.to_string()),
         })
     }
@@ -106,6 +119,10 @@ impl Kind {
                     vec![InfoBridge::StpState(stp), InfoBridge::VlanFiltering(*vlan_filtering)];
                 (InfoKind::Bridge, Some(InfoData::Bridge(options)))
             }
+            Self::Vrf(table) => {
+                (InfoKind::Vrf, Some(InfoData::Vrf(vec![InfoVrf::TableId(*table)])))
+            }
+            Self::Wireguard => (InfoKind::Wireguard, None),
             Self::Other(name) => (InfoKind::Other(name.clone()), None),
         };
         std::iter::once(LinkInfo::Kind(kind)).chain(data.map(LinkInfo::Data)).collect()
@@ -146,6 +163,9 @@ impl Link {
                 LinkAttribute::IfName(name) => link.name = name,
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
                 LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok().map(Mac),
+                LinkAttribute::PermAddress(bytes) => {
+                    link.permanent_mac = bytes.try_into().ok().map(Mac);
+                }
                 LinkAttribute::CarrierUpCount(count) => link.carrier_ups = count,
                 LinkAttribute::Controller(index) => link.master = Some(index),
                 LinkAttribute::Link(index) => link.parent = Some(index),
@@ -234,6 +254,8 @@ mod tests {
             Kind::Vlan(4094),
             Kind::Bridge { stp: true, vlan_filtering: false },
             Kind::Bridge { stp: false, vlan_filtering: true },
+            Kind::Vrf(1000),
+            Kind::Wireguard,
             Kind::Other("veth".to_owned()),
         ] {
             let link = there_and_back(&kind);

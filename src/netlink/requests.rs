@@ -14,7 +14,7 @@ use rtnetlink::packet_core::{
 use rtnetlink::{Handle, IpVersion, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
 use tokio::sync::Mutex;
 
-use crate::{Address, Error, Kind, Link, Route};
+use crate::{Address, Error, Kind, Link, Neighbour, Route, Rule};
 
 /// A connection to the kernel's network tables. Clones share it.
 #[derive(Clone, Debug)]
@@ -72,6 +72,74 @@ impl Netlink {
             routes.extend(messages.iter().filter_map(Route::from_message));
         }
         Ok(routes)
+    }
+
+    /// Every policy rule for IPv4 and IPv6.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or the connection is gone.
+    pub async fn rules(&self) -> Result<Vec<Rule>, Error> {
+        let mut rules = Vec::new();
+        for version in [IpVersion::V4, IpVersion::V6] {
+            let listed = self
+                .collect("list rules", || self.handle.rule().get(version.clone()).execute())
+                .await;
+            match listed {
+                Ok(messages) => rules.extend(messages.iter().filter_map(Rule::from_message)),
+                // A kernel without policy routing for this family has none.
+                Err(error) if error.not_supported() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(rules)
+    }
+
+    /// Every neighbour that somebody said is one, on all links.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or the connection is gone.
+    pub async fn neighbours(&self) -> Result<Vec<Neighbour>, Error> {
+        let messages =
+            self.collect("list neighbours", || self.handle.neighbours().get().execute()).await?;
+        Ok(messages.iter().filter_map(Neighbour::from_message).collect())
+    }
+
+    /// Adds a rule.
+    ///
+    /// # Errors
+    /// When the kernel refuses (see [`Error::already_exists`]), or the connection is gone.
+    pub async fn add_rule(&self, rule: &Rule) -> Result<(), Error> {
+        let what = format!("add the rule of priority {}", rule.priority);
+        let message = RouteNetlinkMessage::NewRule(rule.to_message());
+        self.request(what, message, NLM_F_CREATE | NLM_F_EXCL).await
+    }
+
+    /// Removes a rule.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or the connection is gone.
+    pub async fn remove_rule(&self, rule: &Rule) -> Result<(), Error> {
+        let what = format!("remove the rule of priority {}", rule.priority);
+        self.request(what, RouteNetlinkMessage::DelRule(rule.to_message()), 0).await
+    }
+
+    /// Says where frames for a neighbour go, whatever was known of it.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or the connection is gone.
+    pub async fn put_neighbour(&self, neighbour: &Neighbour) -> Result<(), Error> {
+        let what = format!("add neighbour {} to link {}", neighbour.address, neighbour.index);
+        let message = RouteNetlinkMessage::NewNeighbour(neighbour.to_message());
+        self.request(what, message, NLM_F_CREATE | NLM_F_REPLACE).await
+    }
+
+    /// Forgets a neighbour.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or the connection is gone.
+    pub async fn remove_neighbour(&self, neighbour: &Neighbour) -> Result<(), Error> {
+        let what = format!("remove neighbour {} from link {}", neighbour.address, neighbour.index);
+        self.request(what, RouteNetlinkMessage::DelNeighbour(neighbour.to_message()), 0).await
     }
 
     /// Sets a link administratively up.

@@ -5,7 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
+    RouteType,
 };
 
 use crate::Protocol;
@@ -45,6 +46,8 @@ pub struct Route {
     pub flags: u32,
     /// `RTN_*`: 1 unicast, 2 local, 3 broadcast, …
     pub kind: u8,
+    /// The largest packet on this way, in bytes; `None` means the link's.
+    pub mtu: Option<u32>,
 }
 
 const SCOPE_LINK: u8 = 253;
@@ -72,7 +75,16 @@ impl Route {
             scope: if on_link { SCOPE_LINK } else { 0 },
             flags: 0,
             kind: UNICAST,
+            mtu: None,
         }
+    }
+
+    /// Says that there is no way: a route of `kind` `RTN_BLACKHOLE` (6), `RTN_UNREACHABLE` (7) or
+    /// `RTN_PROHIBIT` (8).
+    #[must_use]
+    pub fn nowhere(destination: IpNet, kind: u8, metric: u32, protocol: Protocol) -> Self {
+        let through = Self::through(0, destination, None, metric, protocol);
+        Self { index: None, scope: 0, kind, ..through }
     }
 
     /// Says that the gateway is on the link, though no address's network contains it.
@@ -101,7 +113,7 @@ impl Route {
         }
         let (mut index, mut gateway, mut source) = (None, None, None);
         let (mut destination, mut metric) = (anywhere, 0);
-        let mut table = u32::from(header.table);
+        let (mut table, mut mtu) = (u32::from(header.table), None);
         for attribute in &message.attributes {
             match attribute {
                 RouteAttribute::Oif(oif) => index = Some(*oif),
@@ -110,6 +122,12 @@ impl Route {
                 RouteAttribute::PrefSource(from) => source = ip(from),
                 RouteAttribute::Priority(priority) => metric = *priority,
                 RouteAttribute::Table(number) => table = *number,
+                RouteAttribute::Metrics(metrics) => {
+                    mtu = metrics.iter().find_map(|metric| match metric {
+                        RouteMetric::Mtu(mtu) => Some(*mtu),
+                        _ => None,
+                    });
+                }
                 _ => {}
             }
         }
@@ -124,6 +142,7 @@ impl Route {
             scope: header.scope.into(),
             flags: header.flags.bits(),
             kind: header.kind.into(),
+            mtu,
         })
     }
 
@@ -149,6 +168,9 @@ impl Route {
         }
         if let Some(source) = self.source {
             message.attributes.push(RouteAttribute::PrefSource(source.into()));
+        }
+        if let Some(mtu) = self.mtu {
+            message.attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)]));
         }
         if self.metric > 0 {
             message.attributes.push(RouteAttribute::Priority(self.metric));
@@ -178,6 +200,19 @@ mod tests {
             Route::through(2, "0.0.0.0/0".parse().unwrap(), gateway, 0, Protocol::DHCP)
                 .gateway_on_link(),
             Route::through(3, "fd00::/8".parse().unwrap(), None, 10, Protocol::STATIC),
+            Route {
+                mtu: Some(1400),
+                table: Table(1000),
+                source: Some("10.0.2.15".parse().unwrap()),
+                ..Route::through(
+                    2,
+                    "10.1.0.0/16".parse().unwrap(),
+                    gateway,
+                    5,
+                    Protocol::CONFIGURED,
+                )
+            },
+            Route::nowhere("10.2.0.0/16".parse().unwrap(), 6, 5, Protocol::CONFIGURED),
         ] {
             assert_eq!(Route::from_message(&route.to_message()), Some(route));
         }
