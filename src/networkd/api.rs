@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use orlop_netlink::{Address, Link, Mac, Netlink, Route};
+use orlop_netlink::{Address, Link, Mac, Netlink, Protocol, Route};
 use orlop_proto::network::network_service_server::{NetworkService, NetworkServiceServer};
 use orlop_proto::network::{self, AddressFamily};
 use orlop_rt::{CancellationToken, Chain};
@@ -92,7 +92,11 @@ fn route(route: &Route, links: &[Link]) -> network::Route {
         scope: route.scope.into(),
         source: route.source.map(|source| source.to_string()).unwrap_or_default(),
         family: family.into(),
-        protocol: route.protocol.0.into(),
+        // Clients have no word for our own mark.
+        protocol: match route.protocol {
+            Protocol::CONFIGURED => Protocol::STATIC.0.into(),
+            other => other.0.into(),
+        },
         flags: route.flags,
     }
 }
@@ -111,8 +115,6 @@ fn status(error: orlop_netlink::Error) -> Status {
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
-    use orlop_netlink::Protocol;
-
     use super::*;
 
     fn link() -> Link {

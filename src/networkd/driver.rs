@@ -11,6 +11,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::path::Path;
 use std::time::Duration;
 
+use orlop_netlink::wireguard::{self as wg, Device, PublicKey, What, Wireguard};
 use orlop_netlink::{Change, Changes, Direct, Duplicates, Kind, Link, Mac, Netlink, host};
 use orlop_rt::{Backoff, CancellationToken, Chain};
 use tokio::sync::{mpsc, watch};
@@ -28,7 +29,7 @@ use crate::resolver::machine::Known;
 use crate::resolver::message::Hosts;
 use crate::resolver::{self, Server};
 use crate::routers::{Heard, Listener};
-use crate::{Error, Options, names};
+use crate::{Error, Options, names, selectors, wireguard};
 
 /// A link that is tried for so long without success no longer keeps the node from being ready.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -43,12 +44,19 @@ const LAST_RETRY: Duration = Duration::from_secs(60);
 const CALM: Duration = Duration::from_secs(120);
 /// Each round makes the next one smaller; whoever works against us is not fought any faster.
 const MAX_ROUNDS: u32 = 8;
+/// The kernel tells nobody of changes to WireGuard links: how often they are looked at.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+/// Where the devices behind links are shown.
+const DEVICES: &str = "/sys/class/net";
 /// Keepers wait for us; a handful is on its way at any time.
 const UPDATES: usize = 16;
 
 /// Owns everything that is known; others learn of it through the kernel and `ready`.
 pub(crate) struct Driver {
     options: Options,
+    /// As they were given, with sections for links that are not named.
+    given: Settings,
+    /// With those sections added to the links they fit.
     settings: Settings,
     netlink: Netlink,
     /// For what is much.
@@ -84,6 +92,15 @@ pub(crate) struct Driver {
     release: CancellationToken,
     /// Options that a link was told: if it does not show them, it is not told again at once.
     told_kinds: BTreeMap<u32, Kind>,
+    /// Where WireGuard links are asked and told, once there is one.
+    wireguard: Option<Wireguard>,
+    /// What they shall know.
+    encrypted: BTreeMap<u32, (Device, BTreeSet<PublicKey>)>,
+    /// Their peers that were told where they are.
+    told_endpoints: BTreeMap<u32, BTreeSet<PublicKey>>,
+    look_at: Option<Uptime>,
+    /// Whether neighbours are listed: they may be many.
+    neighbours: bool,
     /// The last names that an interface gave the node.
     named: Option<Names>,
     /// The names the kernel was last told.
@@ -112,6 +129,7 @@ enum Happened {
     ListenerEnded(Result<(String, io::Result<()>), JoinError>),
     ResolverEnded(Result<io::Result<()>, JoinError>),
     Timer,
+    Look,
     Shutdown,
 }
 
@@ -126,6 +144,7 @@ impl Driver {
     ) -> Self {
         Self {
             options,
+            given: settings.clone(),
             settings,
             netlink,
             direct,
@@ -150,6 +169,12 @@ impl Driver {
             retry_at: None,
             release: CancellationToken::new(),
             told_kinds: BTreeMap::new(),
+            wireguard: None,
+            encrypted: BTreeMap::new(),
+            told_endpoints: BTreeMap::new(),
+            look_at: None,
+            // Those of an earlier run.
+            neighbours: true,
             named: None,
             told: None,
         }
@@ -157,9 +182,13 @@ impl Driver {
 
     /// Runs until shutdown; what it set up stays.
     pub(crate) async fn run(mut self, shutdown: CancellationToken) -> Result<(), Error> {
+        let mut settled = false;
         loop {
-            self.reconcile().await;
+            if !std::mem::replace(&mut settled, false) {
+                self.reconcile().await;
+            }
             let timer = wait_until(self.wake_at());
+            let look = wait_until(self.look_at);
             // All arms are cancel-safe.
             let happened = tokio::select! {
                 changed = self.changes.next() => Happened::Changed(changed),
@@ -170,6 +199,7 @@ impl Driver {
                 Some(ended) = self.listeners.join_next() => Happened::ListenerEnded(ended),
                 Some(ended) = self.resolver.join_next() => Happened::ResolverEnded(ended),
                 () = timer => Happened::Timer,
+                () = look => Happened::Look,
                 () = shutdown.cancelled() => Happened::Shutdown,
             };
             match happened {
@@ -216,6 +246,10 @@ impl Driver {
                     self.retry_at = None;
                     self.resting.clear();
                     self.told_kinds.clear();
+                }
+                Happened::Look => {
+                    self.look_at = Some(now() + LOOK_INTERVAL);
+                    settled = self.wireguard_is_right();
                 }
                 Happened::Shutdown => {
                     self.leave().await;
@@ -299,18 +333,37 @@ impl Driver {
     /// Makes what is into what should be, as far as that goes now.
     pub(crate) async fn reconcile(&mut self) {
         for round in 1.. {
-            let observed = match self.observe() {
+            let mut observed = match self.observe().await {
                 Ok(observed) => observed,
                 Err(error) => {
                     self.complain("list the kernel's tables", &error);
                     return self.try_again_later();
                 }
             };
+            let device = |link: &Link| selectors::Device::of_link(Path::new(DEVICES), &link.name);
+            if let Some(selected) = self.given.selected(&observed.links, device) {
+                self.settings = selected;
+            }
             let intents = plan::intents(&self.settings, &observed.links);
+            self.believe_routers(&intents, &observed.links);
             self.keep_leases(&intents, &observed);
             let desired = Desired::new(&intents, &self.leases, now())
                 .with_leases6(&self.leases6, now())
-                .with_made_links(&self.settings, &observed.links);
+                .with_made_links(&self.settings, &observed.links)
+                .with_wireguard(&self.settings, &observed.links, &self.told_endpoints);
+            self.encrypted.clone_from(&desired.wireguard);
+            self.look_at = (!self.encrypted.is_empty()).then(|| now() + LOOK_INTERVAL);
+            for index in desired.wireguard.keys() {
+                match self.wireguard(|socket| socket.device(*index)) {
+                    Ok(device) => drop(observed.wireguard.insert(*index, device)),
+                    Err(error) => {
+                        self.complain("ask WireGuard", &error);
+                        self.try_again_later();
+                    }
+                }
+            }
+            self.neighbours = !desired.neighbours.is_empty()
+                || !observed.neighbours.is_empty() && self.neighbours;
             for conflict in made::conflicts(&desired.made, &observed.links) {
                 self.complain_of(conflict);
             }
@@ -327,11 +380,18 @@ impl Driver {
         }
     }
 
-    fn observe(&mut self) -> Result<Observed, orlop_netlink::Error> {
+    async fn observe(&mut self) -> Result<Observed, orlop_netlink::Error> {
+        let neighbours = match self.neighbours {
+            true => self.netlink.neighbours().await?,
+            false => Vec::new(),
+        };
         Ok(Observed {
             links: self.direct.links()?,
             addresses: self.direct.addresses()?,
             routes: self.direct.routes()?,
+            rules: self.netlink.rules().await?,
+            neighbours,
+            ..Observed::default()
         })
     }
 
@@ -376,11 +436,13 @@ impl Driver {
                 Operation::SetMaster(index, master) => {
                     self.netlink.set_master(*index, *master).await
                 }
+                Operation::RemoveRule(rule) => self.netlink.remove_rule(rule).await,
+                Operation::AddRule(rule) => self.netlink.add_rule(rule).await,
+                Operation::RemoveNeighbour(gone) => self.netlink.remove_neighbour(gone).await,
+                Operation::PutNeighbour(known) => self.netlink.put_neighbour(known).await,
+                Operation::TellWireguard(index, change) => self.tell_wireguard(*index, change),
             };
-            let removal = matches!(
-                operation,
-                Operation::RemoveRoute(_) | Operation::RemoveAddress(_) | Operation::RemoveLink(_)
-            );
+            let removal = operation.removes();
             match result {
                 Ok(()) => match operation {
                     Operation::MakeLink(wanted) => info!(link = %wanted.name, "link made"),
@@ -401,6 +463,65 @@ impl Driver {
             }
         }
         done
+    }
+
+    /// Does something with WireGuard links; the socket is opened when it is first needed.
+    fn wireguard<T>(
+        &mut self,
+        work: impl FnOnce(&Wireguard) -> Result<T, orlop_netlink::Error>,
+    ) -> Result<T, orlop_netlink::Error> {
+        let socket = match self.wireguard.take() {
+            Some(socket) => socket,
+            None => Wireguard::open()?,
+        };
+        // After a failure a new one is as good.
+        let result = work(&socket)?;
+        self.wireguard = Some(socket);
+        Ok(result)
+    }
+
+    fn tell_wireguard(
+        &mut self,
+        index: u32,
+        change: &wg::Change,
+    ) -> Result<(), orlop_netlink::Error> {
+        self.wireguard(|socket| socket.change(index, change))?;
+        let (device, _) = self.encrypted.get(&index).cloned().unwrap_or_default();
+        let peers = device.peers.iter().filter(|peer| peer.endpoint.is_some());
+        self.told_endpoints.insert(index, peers.map(|peer| peer.public_key).collect());
+        let removed = change.peers.iter().filter(|peer| peer.what == What::Remove).count();
+        info!(index, told = change.peers.len() - removed, removed, "WireGuard peers changed");
+        Ok(())
+    }
+
+    /// Whether nobody else told WireGuard links anything.
+    fn wireguard_is_right(&mut self) -> bool {
+        let encrypted = std::mem::take(&mut self.encrypted);
+        let right = encrypted.iter().all(|(index, (desired, told))| {
+            let there = self.wireguard(|socket| socket.device(*index));
+            there.is_ok_and(|there| wireguard::difference(desired, &there, told).is_none())
+        });
+        self.encrypted = encrypted;
+        right
+    }
+
+    /// Has the kernel believe routers where it shall, and nowhere else. A node that forwards packets for its
+    /// containers would pass for a router, which believes none unless it is told 2
+    /// (Documentation/networking/ip-sysctl.rst, accept_ra).
+    fn believe_routers(&mut self, intents: &BTreeMap<u32, Intent>, links: &[Link]) {
+        for link in links {
+            let Some(intent) = intents.get(&link.index) else { continue };
+            let Some(believe) = intent.believes_routers() else { continue };
+            let value = if believe { "2" } else { "0" };
+            let path = format!("/proc/sys/net/ipv6/conf/{}/accept_ra", link.name);
+            // Without IPv6 there is no such file.
+            let Ok(there) = std::fs::read_to_string(&path) else { continue };
+            if there.trim() != value
+                && let Err(error) = std::fs::write(&path, value)
+            {
+                self.complain(&format!("write {path}"), &error);
+            }
+        }
     }
 
     /// Starts and stops keepers, and tells them of their links' carrier.
@@ -447,7 +568,10 @@ impl Driver {
     fn start_keeper(&mut self, link: &Link, mac: Mac, observed: &Observed) {
         let (carrier, carries) = watch::channel(Carrier::default());
         let (duplicate, duplicates) = watch::channel(None);
-        self.listen(link, mac, observed, (carries.clone(), duplicates));
+        let intent = self.settings.interfaces.get(&link.name);
+        if intent.is_none_or(|intent| intent.accept_ra != Some(false)) {
+            self.listen(link, mac, observed, (carries.clone(), duplicates));
+        }
         let memory = Memory::new(&self.options.state, &link.name);
         let remembered = memory.recall(now());
         if let Remembered::Lease(lease) = &remembered {
@@ -479,7 +603,7 @@ impl Driver {
         self.keepers.insert(index, handle);
     }
 
-    /// Has the kernel believe the link's routers, and hears what it does not take from them.
+    /// Hears what the kernel does not take from the link's routers.
     fn listen(
         &mut self,
         link: &Link,
@@ -487,14 +611,6 @@ impl Driver {
         observed: &Observed,
         (carrier, duplicate): (watch::Receiver<Carrier>, watch::Receiver<Option<Ipv6Addr>>),
     ) {
-        // A node that forwards packets for its containers would pass for a router, which believes
-        // none (Documentation/networking/ip-sysctl.rst, accept_ra). Without IPv6 there is no such file.
-        let believe = format!("/proc/sys/net/ipv6/conf/{}/accept_ra", link.name);
-        if let Err(error) = std::fs::write(&believe, "2")
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            self.complain(&format!("write {believe}"), &error);
-        }
         let (index, name) = (link.index, link.name.clone());
         let updates = self.heard.0.clone();
         let known = plan::held6(index, observed, now());

@@ -25,9 +25,11 @@ pub mod made;
 pub mod names;
 pub mod plan;
 pub mod resolver;
+pub mod selectors;
 pub mod settings;
 pub mod wire;
 pub mod wire6;
+pub mod wireguard;
 
 mod api;
 mod dhcp;
@@ -135,7 +137,14 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
     // A shutdown that was called off. Absent is as good.
     let _ = std::fs::remove_file(options.state.join(driver::RELEASE));
     // Subscribed before anything is listed, so that no change falls between.
-    let changes = Changes::subscribe().map_err(Error::Netlink)?;
+    let mut all = settings.interfaces.values().map(|intent| !intent.neighbours.is_empty());
+    let of_selected = |one: &selectors::Selected| !one.interface.neighbors.is_empty();
+    let changes = if all.any(|some| some) || settings.selected.iter().any(of_selected) {
+        Changes::with_neighbours()
+    } else {
+        Changes::subscribe()
+    };
+    let changes = changes.map_err(Error::Netlink)?;
     let duplicates = Duplicates::subscribe().map_err(Error::Netlink)?;
     let (netlink, connection) = Netlink::open().map_err(Error::Netlink)?;
     let (ready, is_ready) = watch::channel(false);

@@ -1,4 +1,5 @@
-//! Links that are there because we make them: dummies, bonds, VLANs and bridges (node-api §6.4, §9.3).
+//! Links that are there because we make them: dummies, bonds, VLANs, bridges, VRFs and WireGuard (node-api
+//! §6.4, §9.3).
 //!
 //! The kernel keeps a [`MARK`] with each, so that one that nobody wants any more is known and removed
 //! after any restart. A link of the same name that somebody else made is never removed: it is a
@@ -9,7 +10,8 @@ use std::net::IpAddr;
 
 use orlop_config::machine::Bond;
 use orlop_netlink::options::InfoBond;
-use orlop_netlink::{Kind, Link};
+use orlop_netlink::wireguard::Device;
+use orlop_netlink::{Kind, Link, Table};
 
 use crate::plan::{Operation, Settings};
 
@@ -39,6 +41,15 @@ pub enum Make {
         /// Whether its ports belong to VLANs.
         vlan_filtering: bool,
     },
+    /// A routing domain.
+    Vrf {
+        /// Its routing table.
+        table: u32,
+        /// By name; they keep their addresses.
+        ports: Vec<String>,
+    },
+    /// An encrypted link, and its keys and peers.
+    Wireguard(Box<Device>),
 }
 
 impl Make {
@@ -47,8 +58,8 @@ impl Make {
     pub fn ports(&self) -> &[String] {
         match self {
             Self::Bond(bond) => &bond.interfaces,
-            Self::Bridge { ports, .. } => ports,
-            Self::Dummy | Self::Vlan { .. } => &[],
+            Self::Bridge { ports, .. } | Self::Vrf { ports, .. } => ports,
+            Self::Dummy | Self::Vlan { .. } | Self::Wireguard(_) => &[],
         }
     }
 }
@@ -86,6 +97,8 @@ impl Links {
             let mut parent = None;
             let kind = match make {
                 Make::Dummy => Kind::Dummy,
+                Make::Wireguard(_) => Kind::Wireguard,
+                Make::Vrf { table, .. } => Kind::Vrf(*table),
                 Make::Bond(bond) => Kind::Bond(bond_options(bond, index)),
                 Make::Bridge { stp, vlan_filtering, .. } => {
                     Kind::Bridge { stp: *stp, vlan_filtering: *vlan_filtering }
@@ -114,9 +127,20 @@ fn making(settings: &Settings) -> impl Iterator<Item = (&str, &Make)> {
     })
 }
 
-/// The names of all links that shall be part of another: they get no address of their own.
+/// The names of all links that shall be part of a bond or bridge: they get no address of their own.
 pub(crate) fn ports(settings: &Settings) -> BTreeSet<&str> {
-    making(settings).flat_map(|(_, make)| make.ports()).map(String::as_str).collect()
+    let swallow = |make: &&Make| !matches!(make, Make::Vrf { .. });
+    let makes = making(settings).map(|(_, make)| make).filter(swallow);
+    makes.flat_map(Make::ports).map(String::as_str).collect()
+}
+
+/// The routing tables of links in VRFs, by their names.
+pub(crate) fn tables(settings: &Settings) -> BTreeMap<&str, Table> {
+    let vrfs = making(settings).filter_map(|(_, make)| match make {
+        Make::Vrf { table, ports } => Some((Table(*table), ports)),
+        _ => None,
+    });
+    vrfs.flat_map(|(table, ports)| ports.iter().map(move |port| (port.as_str(), table))).collect()
 }
 
 /// The options of a bond as the kernel shows them. What is absent keeps the kernel's default, but for
@@ -281,7 +305,8 @@ fn marked(link: &Link) -> bool {
 
 fn fit(wanted: &Wanted, link: &Link, links: &[Link]) -> Fit {
     match (&wanted.kind, &link.kind) {
-        (Kind::Dummy, Some(Kind::Dummy)) => Fit::Right,
+        (Kind::Dummy, Some(Kind::Dummy)) | (Kind::Wireguard, Some(Kind::Wireguard)) => Fit::Right,
+        (Kind::Vrf(table), Some(Kind::Vrf(there))) if table == there => Fit::Right,
         (Kind::Vlan(id), Some(Kind::Vlan(there)))
             if id == there && wanted.parent == link.parent =>
         {

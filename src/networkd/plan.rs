@@ -5,16 +5,18 @@
 //! [`Desired`] addresses and routes, and less what is [`Observed`] it becomes [`Operation`]s
 //! ([`difference`]). Nothing here asks the kernel anything, so that the whole can be tested as tables.
 //!
-//! Addresses of ours carry a mark in the kernel ([`Protocol`]): only those are ever removed, and they
-//! are known again after a restart. Of routes only those of DHCP are removed, because others use
-//! "static" too.
+//! Addresses, routes, rules and neighbours of ours carry a mark in the kernel ([`Protocol`]): only those are
+//! ever removed, and they are known again after a restart.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use orlop_netlink::{Address, IpNet, Ipv4Net, Ipv6Net, Kind, Link, Protocol, Route, Table};
+use orlop_netlink::wireguard::{Change, Device, PublicKey};
+use orlop_netlink::{
+    Address, IpNet, Ipv4Net, Ipv6Net, Kind, Link, Mac, Neighbour, Protocol, Route, Rule, Table,
+};
 
 use crate::advertisement::Learned;
 use crate::machine::{Lease, Uptime};
@@ -22,12 +24,18 @@ use crate::machine6;
 use crate::made::{self, Make, Wanted};
 use crate::names::{Claim, HostEntry, Identity};
 use crate::resolver;
+use crate::selectors::Selected;
+use crate::wireguard;
 
 /// Everything the operator said, from the machine configuration and the kernel arguments.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Settings {
     /// By link name.
     pub interfaces: BTreeMap<String, Intent>,
+    /// By what links are; [`Settings::selected`] adds them to `interfaces`.
+    pub selected: Vec<Selected>,
+    /// Policy rules.
+    pub rules: Vec<Rule>,
     /// The `ip=` argument.
     pub kernel: Option<KernelIntent>,
     /// `talos.network.interface.ignore`: beats everything else.
@@ -76,6 +84,14 @@ pub struct Intent {
     pub host_name: Option<String>,
     /// The resolvers of `ip=`.
     pub resolvers: Vec<IpAddr>,
+    /// Neighbours that are known without asking.
+    pub neighbours: Vec<(IpAddr, Mac)>,
+    /// Whether IPv6 routers are believed; `None` means on links with DHCP.
+    pub accept_ra: Option<bool>,
+    /// The address that one control plane has at a time.
+    pub vip: Option<IpAddr>,
+    /// The table of the VRF that it is in.
+    pub table: Option<Table>,
 }
 
 /// How to use DHCP.
@@ -94,6 +110,14 @@ pub struct StaticRoute {
     pub gateway: Option<IpAddr>,
     /// Lower wins.
     pub metric: u32,
+    /// What the node's own packets have for their sender; `None` means the link's first address.
+    pub source: Option<IpAddr>,
+    /// In bytes.
+    pub mtu: Option<u32>,
+    /// `None` means that of the link's VRF, or the main one.
+    pub table: Option<Table>,
+    /// No packet goes there: `RTN_BLACKHOLE` and the like.
+    pub nowhere: Option<u8>,
 }
 
 impl Dhcp {
@@ -110,6 +134,12 @@ impl Default for Dhcp {
 impl StaticRoute {
     /// `routes[].metric` when it is absent.
     pub const DEFAULT_METRIC: u32 = 10;
+
+    /// A route of the link's own table.
+    #[must_use]
+    pub fn new(destination: IpNet, gateway: Option<IpAddr>, metric: u32) -> Self {
+        Self { destination, gateway, metric, source: None, mtu: None, table: None, nowhere: None }
+    }
 }
 
 impl Intent {
@@ -129,6 +159,14 @@ impl Intent {
         self.mtu = other.mtu.or(self.mtu);
         self.host_name = other.host_name.clone().or(self.host_name.take());
         self.resolvers.extend(&other.resolvers);
+        self.neighbours.extend(&other.neighbours);
+        self.accept_ra = other.accept_ra.or(self.accept_ra);
+        self.vip = other.vip.or(self.vip);
+    }
+
+    /// Whether IPv6 routers are believed; `None` leaves it as it is.
+    pub(crate) fn believes_routers(&self) -> Option<bool> {
+        self.accept_ra.or(self.dhcp.map(|_| true))
     }
 }
 
@@ -146,6 +184,7 @@ pub fn intents(settings: &Settings, links: &[Link]) -> BTreeMap<u32, Intent> {
     let kernel = settings.kernel.as_ref();
     let kernel_device = kernel.and_then(|kernel| kernel.device.as_deref().or(first));
     let ports = made::ports(settings);
+    let tables = made::tables(settings);
     let mut intents = BTreeMap::new();
     for link in links {
         if settings.ignored.contains(&link.name) || ports.contains(link.name.as_str()) {
@@ -160,9 +199,13 @@ pub fn intents(settings: &Settings, links: &[Link]) -> BTreeMap<u32, Intent> {
         if let Some(configured) = settings.interfaces.get(&link.name) {
             entry.get_or_insert_with(Intent::default).add(configured);
         }
-        if let Some(mut intent) = entry.or_else(|| default_intent(link))
+        let table = tables.get(link.name.as_str()).copied();
+        // Who puts a link into a VRF says what it shall have there.
+        let unnamed = || table.map(|_| Intent::default()).or_else(|| default_intent(link));
+        if let Some(mut intent) = entry.or_else(unnamed)
             && !intent.ignore
         {
+            intent.table = table;
             if link.loopback() {
                 add_loopback(&mut intent);
             }
@@ -198,10 +241,16 @@ pub struct Desired {
     pub links: BTreeMap<u32, Option<u32>>,
     /// Their addresses.
     pub addresses: Vec<Address>,
-    /// Their routes in the main table.
+    /// Their routes.
     pub routes: Vec<Route>,
     /// Links to make, and the ports of bonds and bridges.
     pub made: made::Links,
+    /// Their neighbours.
+    pub neighbours: Vec<Neighbour>,
+    /// The node's policy rules.
+    pub rules: Vec<Rule>,
+    /// Keys and peers of WireGuard links, and the peers that were told where they are.
+    pub wireguard: BTreeMap<u32, (Device, BTreeSet<PublicKey>)>,
 }
 
 impl Desired {
@@ -218,10 +267,20 @@ impl Desired {
             desired.add_static(*index, intent, lease);
             let mut mtu = intent.mtu;
             if let (Some(dhcp), Some(lease)) = (intent.dhcp, lease) {
+                let first = desired.routes.len();
                 desired.add_lease(*index, dhcp, lease, now);
+                for route in &mut desired.routes[first..] {
+                    route.table = intent.table.unwrap_or(Table::MAIN);
+                }
                 mtu = mtu.or(lease.mtu.map(u32::from));
             }
             desired.links.insert(*index, mtu);
+            desired.neighbours.extend(intent.neighbours.iter().map(|(address, mac)| Neighbour {
+                index: *index,
+                address: *address,
+                mac: *mac,
+                protocol: Protocol::CONFIGURED,
+            }));
         }
         // The kernel wants the way to a gateway before the way through it.
         desired.routes.sort_by_key(|route| route.gateway.is_some());
@@ -245,7 +304,41 @@ impl Desired {
     #[must_use]
     pub fn with_made_links(mut self, settings: &Settings, links: &[Link]) -> Self {
         self.made = made::Links::new(settings, links);
-        self.links.extend(self.made.ports.keys().map(|index| (*index, None)));
+        for index in self.made.ports.keys() {
+            self.links.entry(*index).or_insert(None);
+        }
+        self.rules.clone_from(&settings.rules);
+        self
+    }
+
+    /// Adds keys and peers; `told` are the peers of each link that were told where they are.
+    #[must_use]
+    pub fn with_wireguard(
+        mut self,
+        settings: &Settings,
+        links: &[Link],
+        told: &BTreeMap<u32, BTreeSet<PublicKey>>,
+    ) -> Self {
+        for link in links.iter().filter(|link| link.kind == Some(Kind::Wireguard)) {
+            let intent = settings.interfaces.get(&link.name);
+            if let Some(Make::Wireguard(device)) = intent.and_then(|intent| intent.make.as_ref())
+                && self.links.contains_key(&link.index)
+            {
+                let told = told.get(&link.index).cloned().unwrap_or_default();
+                self.wireguard.insert(link.index, (Device::clone(device), told));
+            }
+        }
+        self
+    }
+
+    /// Adds the addresses that wander between nodes and are here now.
+    #[must_use]
+    pub fn with_held(mut self, held: &BTreeMap<u32, IpAddr>) -> Self {
+        for (index, address) in held.iter().filter(|(index, _)| self.links.contains_key(*index)) {
+            let net = IpNet::from(*address);
+            let protocol = Protocol::CONFIGURED;
+            self.addresses.push(Address { index: *index, net, protocol, valid: None });
+        }
         self
     }
 
@@ -257,13 +350,20 @@ impl Desired {
         // The way to a gateway may come with the lease.
         let waits = intent.dhcp.is_some() && lease.is_none();
         let routes = intent.routes.iter().filter(|route| !(waits && route.gateway.is_some()));
-        for StaticRoute { destination, gateway, metric } in routes {
-            let mut route =
-                Route::through(index, *destination, *gateway, *metric, Protocol::STATIC);
+        for StaticRoute { destination, gateway, metric, source, mtu, table, nowhere } in routes {
+            let mut route = match nowhere {
+                Some(kind) => Route::nowhere(*destination, *kind, *metric, Protocol::CONFIGURED),
+                None => {
+                    let ours = Protocol::CONFIGURED;
+                    Route::through(index, *destination, *gateway, *metric, ours)
+                }
+            };
+            route.mtu = *mtu;
+            route.table = table.or(intent.table).unwrap_or(Table::MAIN);
             // Through a link-local gateway the kernel chooses better than we could.
-            if !gateway.is_some_and(link_local) {
+            if !gateway.is_some_and(link_local) && route.unicast() {
                 let own = intent.addresses.iter().find(|net| same_family(net, destination));
-                route.source = own.map(IpNet::addr);
+                route.source = source.or(own.map(IpNet::addr));
             }
             self.routes.push(route);
         }
@@ -308,6 +408,12 @@ pub struct Observed {
     pub addresses: Vec<Address>,
     /// All routes of all tables.
     pub routes: Vec<Route>,
+    /// All policy rules.
+    pub rules: Vec<Rule>,
+    /// All neighbours that somebody said are some.
+    pub neighbours: Vec<Neighbour>,
+    /// What the WireGuard links that matter were told.
+    pub wireguard: BTreeMap<u32, Device>,
 }
 
 /// One thing to do.
@@ -337,6 +443,16 @@ pub enum Operation {
     PutAddress(Address),
     /// Add a route.
     AddRoute(Route),
+    /// Take a policy rule away.
+    RemoveRule(Rule),
+    /// Add a policy rule.
+    AddRule(Rule),
+    /// Forget a neighbour.
+    RemoveNeighbour(Neighbour),
+    /// Say who a neighbour is.
+    PutNeighbour(Neighbour),
+    /// Tell a WireGuard link other keys and peers.
+    TellWireguard(u32, Change),
 }
 
 impl Operation {
@@ -346,15 +462,31 @@ impl Operation {
         match self {
             Self::RemoveRoute(route) | Self::AddRoute(route) => route.index,
             Self::RemoveAddress(address) | Self::PutAddress(address) => Some(address.index),
+            Self::RemoveNeighbour(neighbour) | Self::PutNeighbour(neighbour) => {
+                Some(neighbour.index)
+            }
             Self::RemoveLink(index)
+            | Self::TellWireguard(index, _)
             | Self::Mark(index)
             | Self::ChangeKind(index, _)
             | Self::SetDown(index)
             | Self::SetMaster(index, _)
             | Self::SetMtu(index, _)
             | Self::SetUp(index) => Some(*index),
-            Self::MakeLink(_) => None,
+            Self::MakeLink(_) | Self::RemoveRule(_) | Self::AddRule(_) => None,
         }
+    }
+
+    /// Whether it takes something away, that may be away already.
+    pub(crate) fn removes(&self) -> bool {
+        matches!(
+            self,
+            Self::RemoveRoute(_)
+                | Self::RemoveAddress(_)
+                | Self::RemoveLink(_)
+                | Self::RemoveRule(_)
+                | Self::RemoveNeighbour(_)
+        )
     }
 }
 
@@ -369,20 +501,35 @@ pub fn difference(desired: &Desired, observed: &Observed) -> Vec<Operation> {
     let routes = by(&observed.routes, |route| route.destination);
     let addresses = by(&observed.addresses, |address| address.index);
 
+    for rule in observed.rules.iter().filter(|rule| rule.protocol == Protocol::CONFIGURED) {
+        if !desired.rules.contains(rule) {
+            operations.push(Operation::RemoveRule(rule.clone()));
+        }
+    }
     for route in observed.routes.iter().filter(|route| {
-        route.protocol == Protocol::DHCP
-            && route.table == Table::MAIN
-            && route.index.is_some_and(ours)
+        let marked = [Protocol::DHCP, Protocol::CONFIGURED].contains(&route.protocol);
+        marked && (!route.unicast() || route.index.is_some_and(ours))
     }) {
         if !of(&wanted_routes, route.destination).any(|wanted| same_route(wanted, route)) {
             operations.push(Operation::RemoveRoute(route.clone()));
         }
     }
     for address in observed.addresses.iter().filter(|address| {
-        [Protocol::DHCP, Protocol::STATIC].contains(&address.protocol) && ours(address.index)
+        let marks = [Protocol::DHCP, Protocol::STATIC, Protocol::CONFIGURED];
+        marks.contains(&address.protocol) && ours(address.index)
     }) {
         if !of(&wanted_addresses, address.index).any(|wanted| same_address(wanted, address)) {
             operations.push(Operation::RemoveAddress(address.clone()));
+        }
+    }
+
+    for neighbour in observed
+        .neighbours
+        .iter()
+        .filter(|neighbour| neighbour.protocol == Protocol::CONFIGURED && ours(neighbour.index))
+    {
+        if !desired.neighbours.iter().any(|wanted| same_neighbour(wanted, neighbour)) {
+            operations.push(Operation::RemoveNeighbour(neighbour.clone()));
         }
     }
 
@@ -399,6 +546,13 @@ pub fn difference(desired: &Desired, observed: &Observed) -> Vec<Operation> {
         if let Some(mtu) = mtu.filter(|mtu| *mtu != link.mtu) {
             operations.push(Operation::SetMtu(link.index, mtu));
         }
+        // It shall not be up without its keys.
+        if let Some((device, told)) = desired.wireguard.get(&link.index)
+            && let Some(there) = observed.wireguard.get(&link.index)
+            && let Some(change) = wireguard::difference(device, there, told)
+        {
+            operations.push(Operation::TellWireguard(link.index, change));
+        }
         if !link.up() {
             operations.push(Operation::SetUp(link.index));
         }
@@ -413,9 +567,21 @@ pub fn difference(desired: &Desired, observed: &Observed) -> Vec<Operation> {
             operations.push(Operation::PutAddress(wanted.clone()));
         }
     }
-    for wanted in desired.routes.iter().filter(|route| route.index.is_some_and(exists)) {
+    for wanted in desired.routes.iter().filter(|route| route.index.is_none_or(exists)) {
         if !of(&routes, wanted.destination).any(|route| same_route(wanted, route)) {
             operations.push(Operation::AddRoute(wanted.clone()));
+        }
+    }
+    for wanted in desired.neighbours.iter().filter(|neighbour| exists(neighbour.index)) {
+        let there = observed.neighbours.iter().find(|there| same_neighbour(wanted, there));
+        if there.is_none_or(|there| there.mac != wanted.mac) {
+            operations.push(Operation::PutNeighbour(wanted.clone()));
+        }
+    }
+    for wanted in &desired.rules {
+        let same = |rule: &&Rule| Rule { protocol: wanted.protocol, ..(*rule).clone() } == *wanted;
+        if observed.rules.iter().find(same).is_none() {
+            operations.push(Operation::AddRule(wanted.clone()));
         }
     }
     operations
@@ -434,6 +600,10 @@ fn of<'a, K: Eq + Hash, T>(
     key: K,
 ) -> impl Iterator<Item = &'a T> {
     groups.get(&key).into_iter().flatten().copied()
+}
+
+fn same_neighbour(a: &Neighbour, b: &Neighbour) -> bool {
+    (a.index, a.address) == (b.index, b.address)
 }
 
 fn same_address(a: &Address, b: &Address) -> bool {
@@ -458,8 +628,11 @@ fn same_route(wanted: &Route, there: &Route) -> bool {
     metric_agrees
         && wanted.destination == there.destination
         && wanted.gateway == there.gateway
-        && wanted.index == there.index
+        && wanted.kind == there.kind
+        // The kernel shows loopback where nothing leaves.
+        && (wanted.index == there.index || !wanted.unicast())
         && wanted.table == there.table
+        && wanted.mtu == there.mtu
         && (wanted.source.is_none() || wanted.source == there.source)
 }
 

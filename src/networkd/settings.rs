@@ -7,14 +7,16 @@ use std::path::{Path, PathBuf};
 
 use orlop_config::Problems;
 use orlop_config::cmdline::{self, Cmdline, Ip};
-use orlop_config::machine::{Bridge, Interface, Network, Resolver, Route, Vlan};
-use orlop_netlink::{IpNet, Ipv4Net, Ipv6Net};
+use orlop_config::machine::{Bridge, Interface, Network, Resolver, Route, Rule, Vlan};
+use orlop_netlink::{Action, IpNet, Ipv4Net, Ipv6Net, Protocol, Table};
 use tracing::warn;
 
 use crate::made::Make;
 use crate::names::{self, HostEntry};
 use crate::plan::{Dhcp, Intent, KernelIntent, Settings, StaticRoute};
 use crate::resolver;
+use crate::selectors::Selected;
+use crate::wireguard;
 
 /// Why the settings cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -59,15 +61,13 @@ pub fn read(config: &Path, cmdline: &Path) -> Result<Settings, Error> {
 
 /// Adds what `machine.network` says; where both say something, it has the last word.
 pub fn add_config(settings: &mut Settings, network: Network) {
-    for interface in network.interfaces {
-        for vlan in &interface.vlans {
-            let name = format!("{}.{}", interface.interface, vlan.vlan_id);
-            let intent = from_vlan(&interface.interface, vlan);
-            settings.interfaces.entry(name).or_default().add(&intent);
+    for mut interface in network.interfaces {
+        match interface.device_selector.take() {
+            Some(selector) => settings.selected.push(Selected { selector, interface }),
+            None => add_interface(&mut settings.interfaces, interface),
         }
-        let name = interface.interface.clone();
-        settings.interfaces.entry(name).or_default().add(&from_interface(interface));
     }
+    settings.rules = network.rules.iter().flat_map(rules).collect();
     if let Some(name) = network.hostname.as_deref().and_then(host_name) {
         settings.host_name = Some(name);
     }
@@ -90,6 +90,41 @@ fn from_resolver(resolver: Resolver) -> resolver::Settings {
     resolver::Settings { tls: tls.collect() }
 }
 
+/// Adds a section to what others say of the same link, and of its VLANs.
+pub(crate) fn add_interface(interfaces: &mut BTreeMap<String, Intent>, interface: Interface) {
+    for vlan in &interface.vlans {
+        let name = format!("{}.{}", interface.interface, vlan.vlan_id);
+        let intent = from_vlan(&interface.interface, vlan);
+        interfaces.entry(name).or_default().add(&intent);
+    }
+    let name = interface.interface.clone();
+    interfaces.entry(name).or_default().add(&from_interface(interface));
+}
+
+/// One for each family that it is for.
+fn rules(rule: &Rule) -> impl Iterator<Item = orlop_netlink::Rule> {
+    let family = rule.src.or(rule.dst).map(|net| net.addr().is_ipv4());
+    let action = match (rule.action, rule.table) {
+        (Some(fate), _) => Action::Other(fate as u8),
+        (None, table) => Action::Lookup(table.map_or(Table::MAIN, Table)),
+    };
+    let some = |net: &IpNet| net.prefix_len() > 0;
+    let one = orlop_netlink::Rule {
+        ipv4: true,
+        priority: rule.priority,
+        source: rule.src.filter(some),
+        destination: rule.dst.filter(some),
+        incoming: rule.iif_name.clone(),
+        outgoing: rule.oif_name.clone(),
+        mark: rule.fw_mark.map_or((0, 0), |mark| (mark, rule.fw_mask.unwrap_or(u32::MAX))),
+        action,
+        protocol: Protocol::CONFIGURED,
+    };
+    let families =
+        [true, false].into_iter().filter(move |v4| family.is_none_or(|only| only == *v4));
+    families.map(move |ipv4| orlop_netlink::Rule { ipv4, ..one.clone() })
+}
+
 fn from_interface(interface: Interface) -> Intent {
     let route_metric = interface.dhcp_options.as_ref().and_then(|options| options.route_metric);
     let dhcp = Dhcp { route_metric: route_metric.unwrap_or(Dhcp::DEFAULT_METRIC) };
@@ -98,14 +133,26 @@ fn from_interface(interface: Interface) -> Intent {
         stp: bridge.stp.is_some_and(|stp| stp.enabled),
         vlan_filtering: bridge.vlan.is_some_and(|vlan| vlan.vlan_filtering),
     };
-    let bond = interface.bond.map(|bond| Make::Bond(Box::new(bond)));
+    let made = [
+        interface.bond.map(|bond| Make::Bond(Box::new(bond))),
+        interface.bridge.map(bridge),
+        interface.wireguard.map(|options| Make::Wireguard(Box::new(wireguard::device(&options)))),
+        interface.vrf.map(|vrf| Make::Vrf { table: vrf.table, ports: vrf.interfaces }),
+        interface.dummy.then_some(Make::Dummy),
+    ];
+    let neighbours = interface.neighbors.iter();
     Intent {
         ignore: interface.ignore,
-        make: bond.or(interface.bridge.map(bridge)).or(interface.dummy.then_some(Make::Dummy)),
+        make: made.into_iter().flatten().next(),
         dhcp: interface.dhcp.then_some(dhcp),
         addresses: interface.cidr.into_iter().chain(interface.addresses).collect(),
         routes: static_routes(&interface.routes, interface.dhcp),
         mtu: interface.mtu,
+        neighbours: neighbours
+            .filter_map(|neighbour| Some((neighbour.ip?, neighbour.hardware_addr.parse().ok()?)))
+            .collect(),
+        accept_ra: interface.accept_ra,
+        vip: interface.vip.and_then(|vip| vip.ip),
         ..Intent::default()
     }
 }
@@ -114,8 +161,10 @@ fn from_vlan(parent: &str, vlan: &Vlan) -> Intent {
     Intent {
         make: Some(Make::Vlan { parent: parent.to_owned(), id: vlan.vlan_id }),
         dhcp: vlan.dhcp.then(Dhcp::default),
-        addresses: vlan.cidr.into_iter().collect(),
+        addresses: vlan.cidr.iter().chain(&vlan.addresses).copied().collect(),
         routes: static_routes(&vlan.routes, vlan.dhcp),
+        mtu: vlan.mtu,
+        vip: vlan.vip.as_ref().and_then(|vip| vip.ip),
         ..Intent::default()
     }
 }
@@ -127,10 +176,13 @@ fn static_routes(routes: &[Route], dhcp: bool) -> Vec<StaticRoute> {
         _ => StaticRoute::DEFAULT_METRIC,
     };
     let route = |route: &Route| {
+        let gateway = route.gateway.filter(|gateway| !gateway.is_unspecified());
         Some(StaticRoute {
-            destination: route.network?,
-            gateway: route.gateway.filter(|gateway| !gateway.is_unspecified()),
-            metric: metric(route.metric),
+            source: route.source,
+            mtu: route.mtu,
+            table: route.table.map(Table),
+            nowhere: route.kind.map(|fate| fate as u8),
+            ..StaticRoute::new(route.network?, gateway, metric(route.metric))
         })
     };
     routes.iter().filter_map(route).collect()
@@ -153,27 +205,21 @@ pub fn from_kernel(arguments: &Cmdline) -> Settings {
         None
     });
     Settings {
-        interfaces: BTreeMap::new(),
         kernel: kernel.map(from_ip),
         ignored: arguments.ignored_interfaces().map(str::to_owned).collect(),
         host_name: arguments.hostname().and_then(host_name),
-        resolvers: Vec::new(),
-        extra_hosts: Vec::new(),
-        search: Vec::new(),
-        search_not_our_own: false,
-        resolver: None,
         mtu_by_dhcp: arguments.platform() != Some("azure"),
+        ..Settings::default()
     }
 }
 
 fn from_ip(ip: Ip) -> KernelIntent {
-    let default_route = |gateway: IpAddr| StaticRoute {
-        destination: match gateway {
+    let default_route = |gateway: IpAddr| {
+        let destination = match gateway {
             IpAddr::V4(_) => IpNet::V4(Ipv4Net::default()),
             IpAddr::V6(_) => IpNet::V6(Ipv6Net::default()),
-        },
-        gateway: Some(gateway),
-        metric: StaticRoute::DEFAULT_METRIC,
+        };
+        StaticRoute::new(destination, Some(gateway), StaticRoute::DEFAULT_METRIC)
     };
     let intent = Intent {
         addresses: vec![ip.address],
@@ -229,10 +275,9 @@ interfaces:
   ignore: true
 ";
         let interfaces = settings("", text).interfaces;
-        let route = |network: &str, gateway: Option<&str>, metric| StaticRoute {
-            destination: network.parse().unwrap(),
-            gateway: gateway.map(|gateway| gateway.parse().unwrap()),
-            metric,
+        let route = |network: &str, gateway: Option<&str>, metric| {
+            let gateway = gateway.map(|gateway| gateway.parse().unwrap());
+            StaticRoute::new(network.parse().unwrap(), gateway, metric)
         };
         let eth0 = Intent {
             addresses: vec!["10.0.0.5/24".parse().unwrap()],
@@ -263,6 +308,44 @@ interfaces:
         assert_eq!(kernel.intent.resolvers, ["10.0.0.53".parse::<IpAddr>().unwrap()]);
         assert!(settings.ignored.contains("eth9"));
         assert!(!settings.mtu_by_dhcp, "on azure");
+    }
+
+    #[test]
+    fn rules_neighbours_and_special_routes_arrive() {
+        let text = "\
+interfaces:
+- interface: eth0
+  cidr: 10.0.0.5/24
+  acceptRA: false
+  vip: {ip: 10.0.0.100}
+  neighbors: [{ip: 10.0.0.9, hardwareAddr: '02:00:00:00:00:09'}]
+  routes:
+  - {network: 10.1.0.0/16, gateway: 10.0.0.1, source: 10.0.0.6, mtu: 1400, table: 100}
+  - {network: 10.2.0.0/16, type: prohibit}
+- interface: blue
+  vrf: {interfaces: [eth1], table: 200}
+rules:
+- {priority: 100, src: 10.0.0.0/24, table: 100}
+- {priority: 101, dst: 0.0.0.0/0, fwMark: 5, action: blackhole}
+- {priority: 102, iifName: eth0, table: 100}
+";
+        let settings = settings("", text);
+        let eth0 = &settings.interfaces["eth0"];
+        let mac = orlop_netlink::Mac([2, 0, 0, 0, 0, 9]);
+        assert_eq!(eth0.neighbours, [("10.0.0.9".parse().unwrap(), mac)]);
+        assert_eq!((eth0.accept_ra, eth0.vip), (Some(false), "10.0.0.100".parse().ok()));
+        let [first, second] = &eth0.routes[..] else { panic!("{eth0:?}") };
+        assert_eq!((first.mtu, first.table), (Some(1400), Some(Table(100))));
+        assert_eq!((first.source, first.nowhere), ("10.0.0.6".parse().ok(), None));
+        assert_eq!(second.nowhere, Some(8));
+        let ports = vec!["eth1".to_owned()];
+        assert_eq!(settings.interfaces["blue"].make, Some(Make::Vrf { table: 200, ports }));
+        let rules: Vec<_> = settings.rules.iter().map(|rule| (rule.priority, rule.ipv4)).collect();
+        assert_eq!(rules, [(100, true), (101, true), (102, true), (102, false)]);
+        let [table, hole, ..] = &settings.rules[..] else { panic!() };
+        assert_eq!((table.action, table.mark), (Action::Lookup(Table(100)), (0, 0)));
+        assert_eq!((hole.action, hole.mark), (Action::Other(6), (5, u32::MAX)));
+        assert_eq!((hole.source, hole.destination), (None, None));
     }
 
     #[test]

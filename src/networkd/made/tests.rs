@@ -1,6 +1,8 @@
 //! The plan against a kernel of a few lines that refuses what the real one refuses.
 
 use orlop_config::machine::Network;
+use orlop_netlink::wireguard::{Peer, What};
+use orlop_netlink::{Neighbour, Protocol};
 
 use super::*;
 use crate::plan::{Desired, Observed, difference, intents};
@@ -99,6 +101,27 @@ impl Kernel {
             Operation::RemoveAddress(gone) => self.seen.addresses.retain(|there| there != gone),
             Operation::AddRoute(route) => self.seen.routes.push(route.clone()),
             Operation::RemoveRoute(gone) => self.seen.routes.retain(|there| there != gone),
+            Operation::AddRule(rule) => self.seen.rules.push(rule.clone()),
+            Operation::RemoveRule(gone) => self.seen.rules.retain(|there| there != gone),
+            Operation::PutNeighbour(known) => {
+                assert!(self.link(known.index).up());
+                let same = |there: &Neighbour| {
+                    (there.index, there.address) == (known.index, known.address)
+                };
+                self.seen.neighbours.retain(|there| !same(there));
+                self.seen.neighbours.push(known.clone());
+            }
+            Operation::RemoveNeighbour(gone) => {
+                self.seen.neighbours.retain(|there| there != gone);
+            }
+            Operation::TellWireguard(index, change) => {
+                assert_eq!(self.link(*index).kind, Some(Kind::Wireguard));
+                let set = change.peers.iter().filter(|peer| peer.what != What::Remove);
+                let peers = set.map(|peer| Peer { public_key: peer.public_key, ..Peer::default() });
+                let private_key = change.private_key;
+                let device = Device { private_key, peers: peers.collect(), ..Device::default() };
+                self.seen.wireguard.insert(*index, device);
+            }
         }
     }
 
@@ -108,7 +131,11 @@ impl Kernel {
         for _ in 0..8 {
             let intents = intents(settings, &self.seen.links);
             let desired = Desired::new(&intents, &BTreeMap::new(), std::time::Duration::ZERO)
-                .with_made_links(settings, &self.seen.links);
+                .with_made_links(settings, &self.seen.links)
+                .with_wireguard(settings, &self.seen.links, &BTreeMap::new());
+            for index in desired.wireguard.keys() {
+                self.seen.wireguard.entry(*index).or_default();
+            }
             let operations = difference(&desired, &self.seen);
             if operations.is_empty() {
                 return done;
@@ -146,6 +173,11 @@ impl Kernel {
             }
             Operation::AddRoute(route) => format!("route {}", route.destination),
             Operation::RemoveRoute(route) => format!("no route {}", route.destination),
+            Operation::AddRule(rule) => format!("rule {}", rule.priority),
+            Operation::RemoveRule(rule) => format!("no rule {}", rule.priority),
+            Operation::PutNeighbour(known) => format!("neighbour {}", known.address),
+            Operation::RemoveNeighbour(gone) => format!("no neighbour {}", gone.address),
+            Operation::TellWireguard(index, _) => format!("tell {}", name(*index)),
         }
     }
 }
@@ -288,4 +320,93 @@ fn delays_of_a_bond_are_whole_periods_and_carrier_is_told_of_always() {
     ] {
         assert!(options.contains(&option), "{option:?} in {options:?}");
     }
+}
+
+const EVERYTHING: &str = "\
+interfaces:
+- interface: eth0
+  cidr: 10.0.0.5/24
+  neighbors: [{ip: 10.0.0.9, hardwareAddr: '02:00:00:00:00:09'}]
+  routes:
+  - {network: 10.1.0.0/16, gateway: 10.0.0.1, mtu: 1400, table: 100}
+  - {network: 10.2.0.0/16, type: blackhole}
+- interface: blue
+  vrf: {interfaces: [eth1], table: 200}
+- interface: eth1
+  cidr: 10.3.0.5/24
+  routes: [{network: 10.4.0.0/16, gateway: 10.3.0.1}]
+- interface: wg0
+  cidr: 10.10.0.1/24
+  wireguard:
+    privateKey: AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyA=
+    peers: [{publicKey: ISIjJCUmJygpKissLS4vMDEyMzQ1Njc4OTo7PD0+P0A=}]
+rules:
+- {priority: 100, iifName: eth0, table: 100}
+";
+
+#[test]
+fn a_second_look_at_everything_finds_nothing_to_do() {
+    let mut kernel = Kernel::with(&["eth0", "eth1"]);
+    let settings = settings(EVERYTHING);
+    let done = kernel.settle(&settings);
+    let at = |step: &str| {
+        done.iter().position(|each| each == step).unwrap_or_else(|| panic!("no {step}: {done:#?}"))
+    };
+    assert!(at("make wg0") < at("tell wg0") && at("tell wg0") < at("up wg0"), "{done:#?}");
+    assert!(at("make blue") < at("port eth1 of blue"), "{done:#?}");
+    assert_eq!(done.iter().filter(|step| *step == "rule 100").count(), 2, "of each family");
+    assert_eq!(kernel.settle(&settings), [""; 0]);
+
+    let table = |to: &str| {
+        let to = to.parse().unwrap();
+        kernel.seen.routes.iter().find(|route| route.destination == to).unwrap().table
+    };
+    assert_eq!((table("10.1.0.0/16"), table("10.4.0.0/16")), (Table(100), Table(200)));
+}
+
+#[test]
+fn what_others_change_is_put_right_and_what_they_made_stays() {
+    let mut kernel = Kernel::with(&["eth0", "eth1"]);
+    let settings = settings(EVERYTHING);
+    kernel.settle(&settings);
+    let theirs = orlop_netlink::Rule {
+        priority: 5,
+        protocol: Protocol::STATIC,
+        ..kernel.seen.rules[0].clone()
+    };
+    kernel.seen.rules = vec![theirs.clone()];
+    kernel.seen.routes.retain(|route| route.mtu.is_none());
+    kernel.seen.neighbours[0].mac = orlop_netlink::Mac([2, 0, 0, 0, 0, 0x66]);
+    let wg0 = kernel.named("wg0").index;
+    kernel.seen.wireguard.insert(wg0, Device::default());
+    let mut done = kernel.settle(&settings);
+    done.sort();
+    let right = ["neighbour 10.0.0.9", "route 10.1.0.0/16", "rule 100", "rule 100", "tell wg0"];
+    assert_eq!(done, right);
+    assert!(kernel.seen.rules.contains(&theirs));
+}
+
+#[test]
+fn what_is_no_longer_asked_for_goes() {
+    let mut kernel = Kernel::with(&["eth0", "eth1"]);
+    kernel.settle(&settings(EVERYTHING));
+    let less = "interfaces: [{interface: eth0, cidr: 10.0.0.5/24}, {interface: eth1, mtu: 1500}]\n";
+    let mut done = kernel.settle(&settings(less));
+    done.sort();
+    let gone = [
+        "no address 10.3.0.5/24 on eth1",
+        "no neighbour 10.0.0.9",
+        "no route 10.1.0.0/16",
+        "no route 10.2.0.0/16",
+        "no route 10.4.0.0/16",
+        "no rule 100",
+        "no rule 100",
+        "remove ?",
+        "remove ?",
+    ];
+    let done: Vec<_> = done
+        .iter()
+        .map(|step| if step.starts_with("remove") { "remove ?" } else { step })
+        .collect();
+    assert_eq!(done, gone);
 }

@@ -67,11 +67,7 @@ fn settings(name: &str, intent: Intent) -> Settings {
 fn static_intent() -> Intent {
     Intent {
         addresses: vec![net("10.0.2.77/24")],
-        routes: vec![StaticRoute {
-            destination: net("0.0.0.0/0"),
-            gateway: Some("10.0.2.2".parse().unwrap()),
-            metric: 10,
-        }],
+        routes: vec![StaticRoute::new(net("0.0.0.0/0"), "10.0.2.2".parse().ok(), 10)],
         ..Intent::default()
     }
 }
@@ -132,7 +128,12 @@ fn operations(intent: &Intent, lease: Option<Lease>, observed: &Observed) -> Vec
 }
 
 fn observed(link: Link, addresses: &[Address], routes: &[Route]) -> Observed {
-    Observed { links: vec![link], addresses: addresses.to_vec(), routes: routes.to_vec() }
+    Observed {
+        links: vec![link],
+        addresses: addresses.to_vec(),
+        routes: routes.to_vec(),
+        ..Observed::default()
+    }
 }
 
 fn lease_address(valid_secs: u64) -> Address {

@@ -11,5 +11,7 @@ mod links;
 mod relay;
 mod resolver;
 mod routers;
+mod routing;
 mod tables;
+mod tunnels;
 mod world;

@@ -2,9 +2,10 @@
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
-use std::net::IpAddr;
+use std::net::{IpAddr, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Child, ChildStderr, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
@@ -338,5 +339,74 @@ impl World {
             links.into_iter().find(|link| link.name == name && good(link))
         })
         .await
+    }
+}
+
+/// Datagrams with numbers that go to an address of the server's side and come back, one after another: a
+/// lost one ends it.
+pub(crate) struct Exchange {
+    stop: Arc<AtomicBool>,
+    count: Arc<AtomicU64>,
+    ends: [std::thread::JoinHandle<()>; 2],
+}
+
+impl Exchange {
+    pub(crate) fn start(world: &World, server: &str) -> Self {
+        let namespace = File::open(format!("/run/netns/{}-server", world.name)).unwrap();
+        let server: IpAddr = server.parse().unwrap();
+        let (tell, told) = mpsc::channel();
+        let echo = std::thread::spawn(move || {
+            setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
+            let socket = UdpSocket::bind((server, 0)).unwrap();
+            socket.set_read_timeout(Some(LIMIT)).unwrap();
+            tell.send(socket.local_addr().unwrap()).unwrap();
+            let mut buffer = [0; 8];
+            loop {
+                match socket.recv_from(&mut buffer).unwrap() {
+                    (0, _) => return,
+                    (length, from) => drop(socket.send_to(&buffer[..length], from).unwrap()),
+                }
+            }
+        });
+        let to = told.recv_timeout(LIMIT).unwrap();
+        let (stop, count) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (stopped, counted) = (Arc::clone(&stop), Arc::clone(&count));
+        // The node's namespace is that of the thread that starts it.
+        let ask = std::thread::spawn(move || {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.connect(to).unwrap();
+            socket.set_read_timeout(Some(LIMIT)).unwrap();
+            let mut number = 0u64;
+            while !stopped.load(Ordering::Relaxed) {
+                number += 1;
+                socket.send(&number.to_be_bytes()).unwrap();
+                let mut answer = [0; 8];
+                socket.recv(&mut answer).unwrap_or_else(|error| panic!("lost {number}: {error}"));
+                assert_eq!(u64::from_be_bytes(answer), number);
+                counted.store(number, Ordering::Relaxed);
+            }
+            socket.send(&[]).unwrap();
+        });
+        Self { stop, count, ends: [echo, ask] }
+    }
+
+    /// Waits until so many more came back.
+    pub(crate) async fn goes_on(&self, more: u64) {
+        let aim = self.count.load(Ordering::Relaxed) + more;
+        let reached = async {
+            let mut poll = tokio::time::interval(Duration::from_millis(5));
+            while self.count.load(Ordering::Relaxed) < aim {
+                assert!(!self.ends.iter().any(std::thread::JoinHandle::is_finished), "lost one");
+                poll.tick().await;
+            }
+        };
+        tokio::time::timeout(LIMIT, reached).await.expect("packets should pass");
+    }
+
+    pub(crate) fn end(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for end in self.ends {
+            end.join().unwrap();
+        }
     }
 }
