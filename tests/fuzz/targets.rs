@@ -26,8 +26,9 @@ pub static TARGETS: &[Target] = &[
     (
         "network_section",
         network_section,
-        &[b"interfaces: [{interface: eth0, mtu: 1500, dhcp: true}]\n"],
+        &[b"interfaces: [{interface: eth0, mtu: 1500, dhcp: true}]\n", LINKS],
     ),
+    ("device_selector", device_selector, &[b"0000:00:1f.*\00000:00:1f.6", b"*a?*b\0xaxxb"]),
     ("client_configuration", client_configuration, &[CLIENT]),
     ("pem_certificates", pem_certificates, &[CERTIFICATE]),
     ("pem_private_key", pem_private_key, &[KEY]),
@@ -156,7 +157,23 @@ pub fn packed_configuration(bytes: &[u8]) {
 }
 
 pub fn network_section(bytes: &[u8]) {
-    let _ = orlop_config::machine::Network::parse(&String::from_utf8_lossy(bytes));
+    use orlop_config::machine::Network;
+    if let Ok(network) = Network::parse(&String::from_utf8_lossy(bytes)) {
+        let again = Network::parse(&network.to_yaml());
+        assert!(again.is_ok_and(|again| again == network), "what is written reads differently");
+        let mut settings = orlop_networkd::settings::from_kernel(&orlop_config::cmdline::parse(""));
+        orlop_networkd::settings::add_config(&mut settings, network);
+    }
+}
+
+/// A pattern and a text; whatever is, is itself.
+pub fn device_selector(bytes: &[u8]) {
+    use orlop_networkd::selectors::glob;
+    // What names devices is short.
+    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(256)]);
+    let (pattern, text) = text.split_once('\0').unwrap_or((&text, ""));
+    let _ = glob(pattern, text);
+    assert!(glob(text, text) && glob("*", text), "it does not fit itself");
 }
 
 pub fn etcd_snapshot(bytes: &[u8]) {
@@ -411,6 +428,14 @@ pub fn answer_to_merge(bytes: &[u8]) {
     }
 }
 
+const LINKS: &[u8] =
+    b"interfaces:\n- {deviceSelector: {driver: 'e*', physical: true}, acceptRA: false}\n\
+    - interface: wg0\n  wireguard:\n    privateKey: AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=\n\
+    \x20   peers: [{publicKey: zo060cy2M+x7cMF4FKXHbs0CloUFDTRHRboFhw5YfVk=, endpoint: '192.0.2.1:5', \
+    persistentKeepaliveInterval: 25s, allowedIPs: [10.0.0.0/8]}]\n\
+    - {interface: b, vrf: {interfaces: [eth5], table: 9}, neighbors: [{ip: 10.0.0.9, \
+    hardwareAddr: '02:00:00:00:00:09'}], routes: [{network: 10.1.0.0/16, type: blackhole}]}\n\
+    rules: [{priority: 5, src: 10.0.0.0/8, fwMark: 1, fwMask: 3, table: 7}]\n";
 const META: &[u8] = b"\0\0\0\x07\0\0\0\x05image\0\0\0\x06\0\0\0\x01A\0\0\0\0\0\0\0\0";
 
 /// The head of a bbolt database, and no more.
