@@ -1,14 +1,15 @@
 //! The hand of the tests inside a guest. It is booted as `rdinit=`: it starts itself a second time in
 //! the background, becomes the real /init, and from then on serves one-line requests on the first
-//! virtio serial port: `kill NAME`, `pids NAME`, `orphan`, `state PID`, `fill FOLDER`, `clear FOLDER`.
+//! virtio serial port: `kill NAME`, `freeze NAME`, `pids NAME`, `bomb NAME`, `hog NAME`, `orphan`,
+//! `orphans COUNT`, `state PID`, `fill FOLDER`, `clear FOLDER`.
 //!
 //! The node offers none of this, and its image has no such program.
 
 #![forbid(unsafe_code)]
 
 use std::fs::{self, File};
-use std::io::{self, BufRead as _, BufReader, Seek as _, SeekFrom, Write as _};
-use std::os::unix::process::CommandExt as _;
+use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Command, ExitCode, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
@@ -23,17 +24,27 @@ use nix::unistd::Pid;
 const PROC: &str = "/agent.proc";
 const DEV: &str = "/agent.dev";
 const AGAIN: &str = "/agent.proc/self/exe";
+/// Processes, or MiB, that are too many for any service.
+const MOST: usize = 512;
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().collect();
     let result = match args.get(1).map(String::as_str) {
         Some("serve") => serve(),
         Some("orphan-parent") => orphan(),
+        Some("orphans-parent") => orphans(args.get(2).map_or("", String::as_str)),
         Some("orphan") => {
             // Lives a moment longer than its parent.
             sleep(Duration::from_secs(1));
             Ok(())
         }
+        Some("nothing") => Ok(()),
+        Some("idle") => {
+            sleep(Duration::from_secs(600));
+            Ok(())
+        }
+        Some("bomb") => moved().and_then(|()| bomb()),
+        Some("hog") => moved().and_then(|()| hog()),
         _ => become_init(),
     };
     match result {
@@ -83,6 +94,76 @@ fn orphan() -> io::Result<()> {
     Ok(())
 }
 
+/// Starts processes that end at once, and waits for none: they are handed on together when it ends.
+fn orphans(count: &str) -> io::Result<()> {
+    for _ in 0..count.parse().map_err(io::Error::other)? {
+        quiet("nothing")?.spawn()?;
+    }
+    Ok(())
+}
+
+/// Waits until it is in the cgroup it is meant for: then its input ends.
+fn moved() -> io::Result<()> {
+    io::stdin().read_to_end(&mut Vec::new()).map(drop)
+}
+
+/// Starts processes until no more can be, says how many there were, and ends them.
+fn bomb() -> io::Result<()> {
+    let mut children = Vec::new();
+    while children.len() < MOST {
+        match quiet("idle")?.spawn() {
+            Ok(child) => children.push(child),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Err(error) => return Err(error),
+        }
+    }
+    println!("{}", children.len());
+    for mut child in children {
+        child.kill()?;
+        child.wait()?;
+    }
+    Ok(())
+}
+
+/// Takes memory until it is killed, or has far more than any service may.
+fn hog() -> io::Result<()> {
+    let taken: Vec<_> = (0..MOST).map(|_| vec![1_u8; 1 << 20]).collect();
+    println!("{} MiB", taken.len());
+    Ok(())
+}
+
+/// This program in another part, which neither hears nor is heard.
+fn quiet(part: &str) -> io::Result<Command> {
+    let mut command = Command::new(AGAIN);
+    command.arg(part).stdin(nothing()?).stdout(nothing()?).stderr(nothing()?);
+    Ok(command)
+}
+
+/// What this program says in another part, with the cgroup of the service `name` as its own; `killed` when
+/// it is.
+fn within(name: &str, part: &str) -> io::Result<String> {
+    let no = || io::Error::other(format!("no process is called {name}"));
+    let service = pids(name)?.first().copied().ok_or_else(no)?;
+    let cgroup = fs::read_to_string(format!("{PROC}/{service}/cgroup"))?;
+    let cgroup = cgroup.trim().trim_start_matches("0::");
+    let members = format!("{PROC}/1/root/sys/fs/cgroup{cgroup}/cgroup.procs");
+    // It waits for a line before it begins: until then it is where we are.
+    let mut child = Command::new(AGAIN)
+        .arg(part)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(nothing()?)
+        .spawn()?;
+    let moved = fs::write(&members, child.id().to_string());
+    drop(child.stdin.take());
+    let output = child.wait_with_output()?;
+    moved?;
+    match output.status.signal() {
+        Some(9) => Ok("killed".to_owned()),
+        _ => Ok(format!("{} {}", String::from_utf8_lossy(&output.stdout).trim(), output.status)),
+    }
+}
+
 /// /dev/null: the one std would open is gone with the initramfs.
 fn nothing() -> io::Result<Stdio> {
     Ok(File::options().read(true).write(true).open(format!("{DEV}/null"))?.into())
@@ -114,12 +195,13 @@ fn answer(request: &str) -> io::Result<String> {
     match request.split_once(' ').unwrap_or((request, "")) {
         ("ping", _) => Ok("pong".to_owned()),
         ("pids", name) => Ok(join(&pids(name)?)),
-        ("kill", name) => {
-            let pids = pids(name)?;
-            for pid in &pids {
-                kill(Pid::from_raw(*pid), Signal::SIGKILL)?;
-            }
-            Ok(join(&pids))
+        ("kill", name) => signal(name, Signal::SIGKILL),
+        ("freeze", name) => signal(name, Signal::SIGSTOP),
+        ("bomb", name) => within(name, "bomb"),
+        ("hog", name) => within(name, "hog"),
+        ("orphans", count) => {
+            let status = quiet("orphans-parent")?.arg(count).status()?;
+            if status.success() { Ok(count.to_owned()) } else { Err(io::Error::other("failed")) }
         }
         ("orphan", _) => {
             let parent = Command::new(AGAIN)
@@ -185,6 +267,15 @@ fn pids(name: &str) -> io::Result<Vec<i32>> {
         }
     }
     Ok(pids)
+}
+
+/// Signals every process called `name`; who they were.
+fn signal(name: &str, signal: Signal) -> io::Result<String> {
+    let pids = pids(name)?;
+    for pid in &pids {
+        kill(Pid::from_raw(*pid), signal)?;
+    }
+    Ok(join(&pids))
 }
 
 fn join(pids: &[i32]) -> String {

@@ -38,6 +38,43 @@ impl Agent {
         Ok(killed)
     }
 
+    /// Stops (SIGSTOP) every process called `name`: they hear of nothing but their end any more.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn freeze(&mut self, name: &str) -> Result<Vec<u32>> {
+        let frozen = numbers(&self.ask(&format!("freeze {name}"))?)?;
+        if frozen.is_empty() {
+            bail!("no process is called {name}");
+        }
+        Ok(frozen)
+    }
+
+    /// Starts processes in the cgroup of the service `name` until it may have no more, and ends them; how
+    /// many there were, and how that ended.
+    ///
+    /// # Errors
+    /// When the agent cannot.
+    pub fn bomb(&mut self, name: &str) -> Result<String> {
+        self.ask(&format!("bomb {name}"))
+    }
+
+    /// Takes memory in the cgroup of the service `name`: `killed`, or how much it was given.
+    ///
+    /// # Errors
+    /// When the agent cannot.
+    pub fn hog(&mut self, name: &str) -> Result<String> {
+        self.ask(&format!("hog {name}"))
+    }
+
+    /// Makes this many processes that have ended when their parent does.
+    ///
+    /// # Errors
+    /// When the agent cannot.
+    pub fn orphans(&mut self, count: usize) -> Result<()> {
+        self.ask(&format!("orphans {count}")).map(drop)
+    }
+
     /// The processes called `name`.
     ///
     /// # Errors

@@ -67,6 +67,7 @@ const CHECKS: &[Check] = &[
         brings_back_containerd,
     ),
     ("lives_through_kills_of_everything_while_a_client_asks", Kind::Plain, lives_through_kills),
+    ("lives_through_bombs_hogs_and_deaf_services_in_their_cgroups", Kind::Plain, holds_limits),
     ("lives_with_a_full_var", Kind::Plain, lives_with_full_var),
     ("restarts_a_service_when_asked_and_stops_none", Kind::Plain, restarts_when_asked),
     ("reboots_and_comes_back_with_the_same_identity", Kind::Plain, reboots),
@@ -458,11 +459,48 @@ fn lives_through_kills(node: &mut Node) -> Result<()> {
     ensure!(strange.is_none(), "a client was told: {strange:?}");
     ensure!(answered > 0, "nobody was answered: {refusals:?}");
     node.healthy(RECOVERY)?;
+    first_process_is_small(node)
+}
+
+fn first_process_is_small(node: &Node) -> Result<()> {
     let processes = node.operator.rows(&["processes"])?;
     let first = processes.iter().find(|row| row.number("pid") == 1).context("no PID 1")?;
     let resident = first.number("resident_bytes");
     ensure!(resident <= 16 << 20, "PID 1 has {resident} bytes resident");
     Ok(())
+}
+
+fn holds_limits(node: &mut Node) -> Result<()> {
+    node.healthy(RECOVERY)?;
+    let mut agent = node.machine.agent()?;
+    // A daemon of ours may have 128 threads and processes. It may fail for want of one meanwhile.
+    let bomb = agent.bomb("timed")?;
+    let count: usize = bomb.split(' ').next().unwrap_or_default().parse()?;
+    ensure!((1..=128).contains(&count), "a fork bomb had {bomb}");
+    node.healthy(RECOVERY)?;
+    // And timed, 32 MiB.
+    let before = agent.pids("timed")?;
+    let hog = agent.hog("timed")?;
+    ensure!(hog == "killed", "a hog had {hog}");
+    agent.orphans(ORPHANS)?;
+    node.healthy(RECOVERY)?;
+    // Only who took the memory was killed for it.
+    ensure!(agent.pids("timed")? == before, "timed went as well");
+    until(RECOVERY, || {
+        let processes = node.operator.rows(&["processes"])?;
+        let dead = processes.iter().filter(|row| row.text("state") == "Z").count();
+        ensure!(dead == 0, "{dead} of {} processes are zombies", processes.len());
+        Ok(())
+    })?;
+    // It hears no TERM: it is killed when its time is over.
+    agent.freeze("timed")?;
+    let mark = node.machine.console().mark();
+    node.operator.command(120, &["service", "timed", "restart"]).output()?;
+    let back = said("machined", r"service\[timed\]\(Running\): .*tarted ");
+    node.machine.console().wait_after(mark, &back, RECOVERY)?;
+    node.healthy(RECOVERY)?;
+    ensure!(agent.pids("timed")?.iter().all(|pid| !before.contains(pid)), "the deaf one lives on");
+    first_process_is_small(node)
 }
 
 fn lives_with_full_var(node: &mut Node) -> Result<()> {
@@ -876,6 +914,8 @@ fn until<T>(limit: Duration, mut check: impl FnMut() -> Result<T>) -> Result<T> 
 /// Who is killed, in turn, and how often in all.
 const KILLED: [&str; 5] = ["routerd", "networkd", "udevd", "apid", "containerd"];
 const KILLS: usize = 20 * KILLED.len();
+/// Processes that PID 1 adopts at once, dead.
+const ORPHANS: usize = 100;
 /// Files of a configuration, with their operation: one in a new folder, one over the read-only root.
 const FILES: [(&str, &str); 2] =
     [("/var/lib/greeting", "create"), ("/etc/os-release", "overwrite")];
