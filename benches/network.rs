@@ -8,7 +8,8 @@
 //! `-a`; networkd asks three times, 60 ms apart. So networkd is measured with and without that, and udhcpc,
 //! too.
 //!
-//! Needs root, `ip`, dnsmasq, and the binary: `ORLOP`, or out/orlop.
+//! Needs root, `ip`, dnsmasq, and the binary: `ORLOP`, or out/orlop, or else this program itself runs the
+//! role, which then has fewer pages than in the binary.
 
 #![forbid(unsafe_code)]
 
@@ -16,7 +17,7 @@ use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns, unshare};
@@ -37,19 +38,31 @@ const DHCLIENT_SCRIPT: &str = "#!/bin/sh\n\
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    let args: Vec<_> = std::env::args_os().skip(1).collect();
+    if args.first().is_some_and(|role| role == "networkd") {
+        return orlop_networkd::main(args);
+    }
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         eprintln!("bench: networkd is left out: network namespaces need root");
         return Ok(());
     }
     let orlop = std::env::var("ORLOP")
         .unwrap_or_else(|_| concat!(env!("CARGO_MANIFEST_DIR"), "/../../out/orlop").to_owned());
-    if Path::new(&orlop).exists() {
-        leases(&orlop)?;
-        occupied(&orlop)?;
-    } else {
-        eprintln!("bench: leases are left out: there is no {orlop}");
-    }
+    let itself = std::env::current_exe()?.display().to_string();
+    let orlop = if Path::new(&orlop).exists() { orlop } else { itself };
+    leases(&orlop)?;
+    occupied(&orlop)?;
     links()
 }
 

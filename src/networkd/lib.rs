@@ -118,6 +118,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Ok(options) => options,
         Err(code) => return code,
     };
+    orlop_sys::keep_heap_small();
     orlop_telemetry::to_stderr(options.debug);
     let result = orlop_rt::run_daemon(Error::Runtime, |shutdown| run(options, shutdown));
     orlop_rt::exit_as("networkd", result, |error| match error {

@@ -50,7 +50,7 @@ impl Log {
 }
 
 /// Serves on the server's link as `answer` says, until it gives `None`: which is told then.
-fn respond(
+pub(crate) fn respond(
     world: &World,
     mut answer: impl FnMut(&Message) -> Option<Vec<Message>> + Send + 'static,
 ) -> mpsc::Receiver<()> {
@@ -100,7 +100,7 @@ fn discovers(request: &Message) -> bool {
 }
 
 /// Waits for the responder without keeping networkd from its work.
-async fn until_done(done: mpsc::Receiver<()>) {
+pub(crate) async fn until_done(done: mpsc::Receiver<()>) {
     let waited = tokio::task::spawn_blocking(move || done.recv_timeout(LIMIT));
     waited.await.unwrap().expect("the client asks often enough");
 }

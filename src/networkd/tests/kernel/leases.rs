@@ -13,6 +13,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use orlop_netlink::{Address, Arp, ArpSocket, Mac, Netlink, Protocol};
 use tokio::task::JoinSet;
 
+use crate::hostile::{respond, until_done};
 use crate::world::{LIMIT, OTHER_RANGE, RANGE, Server, World, in_namespaces, ip, watch_log};
 
 #[test]
@@ -66,6 +67,23 @@ fn when_the_server_refuses_the_address_another_takes_its_place() {
         world.serve(OTHER_RANGE, &[]);
         world.address_in("eth0", 200..=209).await;
         assert!(world.server.as_ref().unwrap().seen("DHCPNAK", 1));
+        node.stop().await;
+    });
+}
+
+#[test]
+fn a_server_that_was_gone_at_t1_finds_the_address_where_it_was() {
+    in_namespaces("nwd-t1-t2", async |mut world| {
+        world.serve(RANGE, &["--dhcp-option=option:T1,3", "--dhcp-option=option:T2,20"]);
+        let node = world.start("", "");
+        let first = world.address_in("eth0", 100..=109).await;
+        world.stop_serving();
+        // Who hears it asked at T1, in the server's place, and says nothing.
+        let asked = respond(&world, |request| (request.ciaddr().is_unspecified()).then(Vec::new));
+        until_done(asked).await;
+        world.serve(RANGE, &[]);
+        world.server.as_ref().unwrap().said("DHCPACK(srv0)", 1).await;
+        assert_eq!(world.address_in("eth0", 100..=109).await.net, first.net);
         node.stop().await;
     });
 }

@@ -18,6 +18,8 @@ use tokio::time::timeout;
 use crate::world::{LIMIT, RANGE, World, in_namespaces};
 
 const RESOLVER: &str = "127.0.0.53:53";
+/// The resolver answers within less, whatever its servers do.
+const AGAIN: Duration = Duration::from_secs(10);
 const NAMED: &str = "nameserver 127.0.0.53\n";
 
 /// A question for addresses, under this id.
@@ -36,14 +38,22 @@ fn addresses(message: &Message) -> Vec<Ipv4Addr> {
     message.answers.iter().filter_map(of).collect()
 }
 
-/// Asks over UDP as any program does.
+/// Asks over UDP as any program does: again and again, because the resolver may just be restarted.
 async fn ask(name: &str) -> Message {
     let socket = Datagrams::bind("127.0.0.1:0").await.unwrap();
     socket.connect(RESOLVER).await.unwrap();
-    socket.send(&question(name, 4711).to_vec().unwrap()).await.unwrap();
+    let asked = question(name, 4711).to_vec().unwrap();
     let mut buffer = [0; 2000];
-    let length = timeout(LIMIT, socket.recv(&mut buffer)).await.unwrap().unwrap();
-    let answer = Message::from_vec(&buffer[..length]).unwrap();
+    let answered = async {
+        loop {
+            // Refused for as long as nobody listens.
+            let _ = socket.send(&asked).await;
+            if let Ok(Ok(length)) = timeout(AGAIN, socket.recv(&mut buffer)).await {
+                return Message::from_vec(&buffer[..length]).unwrap();
+            }
+        }
+    };
+    let answer = timeout(LIMIT, answered).await.expect("an answer");
     assert_eq!(answer.metadata.id, 4711);
     answer
 }
