@@ -5,14 +5,19 @@
 //! - [`json`]: bodies read strictly: unknown fields, duplicates and wrong kinds of value, with their paths.
 //! - [`protobuf`]: the same objects in the protobuf that kubectl and the kubelet send.
 //! - [`resources`]: what is served, in which group, with which verbs and subresources.
+//! - [`discovery`]: that table as clients ask for it.
+//! - [`request`]: what a request is about; [`status`]: how it ends when it does not end well.
 //! - [`selector`]: label and field selectors.
 //! - [`strategic`]: strategic merge patches.
 //!
 //! The server itself, its store and its verbs are yet to come.
 
+pub mod discovery;
 pub mod json;
 pub mod protobuf;
+pub mod request;
 pub mod resources;
 pub mod schema;
 pub mod selector;
+pub mod status;
 pub mod strategic;
