@@ -3,8 +3,10 @@
 //! - [`unix`]: listeners and channels on sockets of the node, HTTP/2 without TLS.
 //! - [`tls`]: listeners and channels on TCP with mutual TLS; who called is a [`tls::Peer`] among the
 //!   request's extensions.
+//! - [`places`]: how many connections may be open, and which goes when there are more.
 //! - [`proxy`]: hands a call on to another server as it is, without looking into its messages.
 //! - [`renewed`]: keys and certificates in files that change while a daemon runs.
+//! - [`watch`]: tells a flood of a client's by the heads of its frames.
 //! - [`access`]: one line of log for each call.
 //! - [`health`]: what daemons that machined asks how they are serve.
 //!
@@ -17,12 +19,14 @@
 mod accept;
 pub mod access;
 pub mod health;
+pub mod places;
 pub mod proxy;
 mod rate;
 pub mod renewed;
 mod serve;
 pub mod tls;
 pub mod unix;
+pub mod watch;
 
 use std::time::Duration;
 
@@ -45,6 +49,9 @@ const CONNECTION_WINDOW: u32 = 16 << 20;
 /// Inside the node a proxy brings the calls of all its callers over one connection: a thousand streams
 /// that nobody reads (as many as machined serves of its events) must not stand in the way of the rest.
 const LOCAL_CONNECTION_WINDOW: u32 = 1024 * LOCAL_STREAM_WINDOW;
+/// Bytes of a call's message that a peer may put into one frame: fewer frames than with the default of
+/// 16 KiB carry the same.
+const MAX_FRAME: u32 = 64 << 10;
 /// How many bytes of headers a call may bring: enough for `nodes` to name some four thousand targets.
 const MAX_HEADERS: u32 = 256 << 10;
 /// Calls at a time on one connection. A proxy brings all its callers over one, and those who follow a
@@ -76,5 +83,6 @@ fn endpoint(origin: Uri) -> Endpoint {
         .origin(origin)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(MAX_FRAME)
         .http2_max_header_list_size(MAX_HEADERS)
 }

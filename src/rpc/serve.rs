@@ -9,7 +9,7 @@ use std::future::pending;
 use std::io;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::{Stream, StreamExt as _};
 use http::{Request, Response};
@@ -27,8 +27,10 @@ use tonic::transport::server::Connected;
 use tower::{Service, ServiceExt as _};
 use tracing::{debug, warn};
 
+use crate::watch::Watch;
 use crate::{
-    CONNECTION_WINDOW, MAX_CALLS, MAX_HEADERS, PING_AFTER, PING_LIMIT, STREAM_WINDOW, proxy,
+    CONNECTION_WINDOW, MAX_CALLS, MAX_FRAME, MAX_HEADERS, PING_AFTER, PING_LIMIT, STREAM_WINDOW,
+    proxy,
 };
 
 /// How long a connection may take to say that it speaks HTTP/2.
@@ -44,6 +46,9 @@ const TAKEN_BACK: usize = 20;
 /// Calls that we had to break off for errors of the client, on a connection (RUSTSEC-2024-0003).
 const BROKEN_OFF: usize = 1024;
 
+/// Bytes that are read from one connection before all others have their turn: a flood of small frames
+/// keeps nobody waiting for long.
+const TURN: usize = 32 << 10;
 /// How much a server takes of its callers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -83,6 +88,9 @@ impl Limits {
             .initial_connection_window_size(self.connection_window)
             .max_concurrent_streams(self.calls)
             .max_header_list_size(self.headers)
+            .max_frame_size(MAX_FRAME)
+            // gRPC has no use for it.
+            .auto_date_header(false)
             .max_send_buf_size(SEND_BUFFER)
             .max_pending_accept_reset_streams(TAKEN_BACK)
             .max_local_error_reset_streams(BROKEN_OFF)
@@ -212,13 +220,16 @@ struct Opened<IO> {
     io: IO,
     preface: [u8; PREFACE],
     given: usize,
+    /// Bytes read in this [`TURN`].
+    turn: usize,
+    watch: Watch,
 }
 
 impl<IO: AsyncRead + Unpin> Opened<IO> {
     async fn new(mut io: IO) -> io::Result<Self> {
         let mut preface = [0; PREFACE];
         io.read_exact(&mut preface).await?;
-        Ok(Self { io, preface, given: 0 })
+        Ok(Self { io, preface, given: 0, turn: 0, watch: Watch::new() })
     }
 }
 
@@ -228,13 +239,27 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Opened<IO> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.given == PREFACE {
-            return Pin::new(&mut self.io).poll_read(context, buffer);
+        let this = &mut *self;
+        if this.given < PREFACE {
+            let end = PREFACE.min(this.given + buffer.remaining());
+            buffer.put_slice(&this.preface[this.given..end]);
+            this.given = end;
+            return Poll::Ready(Ok(()));
         }
-        let end = PREFACE.min(self.given + buffer.remaining());
-        buffer.put_slice(&self.preface[self.given..end]);
-        self.given = end;
-        Poll::Ready(Ok(()))
+        if this.turn >= TURN {
+            this.turn = 0;
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let before = buffer.filled().len();
+        let Poll::Ready(read) = Pin::new(&mut this.io).poll_read(context, buffer) else {
+            this.turn = 0;
+            return Poll::Pending;
+        };
+        read?;
+        let bytes = &buffer.filled()[before..];
+        this.turn += bytes.len();
+        Poll::Ready(this.watch.passes(bytes, Instant::now()))
     }
 }
 

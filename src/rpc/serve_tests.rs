@@ -13,6 +13,7 @@ use tokio::io::{AsyncWriteExt as _, DuplexStream, duplex};
 use tokio::sync::mpsc;
 
 use super::*;
+use crate::watch;
 
 /// What the connections in memory hold.
 const PIPE: usize = 64 << 10;
@@ -244,4 +245,57 @@ async fn a_flood_of_settings_stops_where_its_answers_are_not_read() {
     let _ = timeout(3 * (PING_AFTER + PING_LIMIT), flood).await;
     assert!(taken <= 4 * PIPE, "{taken}");
     server.is_well().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flood_of_settings_whose_answers_are_read_is_cut_off_and_pings_are_not() {
+    const PING: u8 = 6;
+    let server = Server::start();
+    for (kind, payload, cut) in [(SETTINGS, &[][..], true), (PING, &[0; 8], false)] {
+        let (mut reading, mut writing) = tokio::io::split(server.greedy().await);
+        let read = async { tokio::io::copy(&mut reading, &mut tokio::io::sink()).await };
+        let write = async {
+            for _ in 0..10 * watch::BURST {
+                if writing.write_all(&frame(kind, 0, 0, payload)).await.is_err() {
+                    pending::<()>().await;
+                }
+            }
+            // Alive for as long as it is not cut.
+            seconds(1).await;
+        };
+        let over = tokio::select! {
+            _ = read => true,
+            () = write => false,
+        };
+        assert_eq!(over, cut, "{kind}");
+        server.is_well().await;
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_always_has_more_to_say_lets_others_have_their_turn() {
+    let mut endless = Opened {
+        io: tokio::io::repeat(0),
+        preface: *HELLO,
+        given: PREFACE,
+        turn: 0,
+        watch: Watch::new(),
+    };
+    let mut taken = [0; 3];
+    for bytes in &mut taken {
+        std::future::poll_fn(|context| {
+            let mut buffer = [0; 4096];
+            loop {
+                let mut buffer = ReadBuf::new(&mut buffer);
+                match Pin::new(&mut endless).poll_read(context, &mut buffer) {
+                    Poll::Ready(read) => read.unwrap(),
+                    // It has woken us, or this test would not go on.
+                    Poll::Pending => return Poll::Ready(()),
+                }
+                *bytes += buffer.filled().len();
+            }
+        })
+        .await;
+    }
+    assert_eq!(taken, [TURN; 3]);
 }

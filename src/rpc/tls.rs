@@ -1,15 +1,17 @@
 //! Mutual TLS over TCP.
 //!
 //! The listener makes handshakes side by side, each within [`HANDSHAKE_LIMIT`], at most
-//! [`HANDSHAKES`] at a time. One source has half of the places: with more, its own oldest makes room.
-//! When all places are taken, one who has dawdled for [`GRACE`] does: clients that connect and say
-//! nothing cannot shut the door for others. Each handshake takes the
+//! [`HANDSHAKES`] at a time. One source has a quarter of the places: with more, its own oldest makes
+//! room. When all places are taken, the oldest does that has said nothing in [`SILENCE`], or one who has
+//! dawdled for [`GRACE`]: clients that connect and say nothing cannot shut the door for others. Each
+//! handshake takes the
 //! configuration that is current when it begins, so certificates can change under way.
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -18,6 +20,7 @@ use futures_util::stream::{self, Stream};
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::server::Acceptor;
 use rustls::{ClientConfig, ServerConfig};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -25,22 +28,25 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
-use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio_rustls::{LazyConfigAcceptor, TlsConnector};
 use tonic::transport::Channel;
 use tonic::transport::server::Connected;
 use tracing::{debug, info};
 
 use crate::accept::Failures;
+use crate::places::Source;
 use crate::rate::Rate;
 
 /// How long a handshake may take.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
-/// Handshakes at a time.
-const HANDSHAKES: usize = 256;
+/// Handshakes at a time; each holds some six KiB.
+const HANDSHAKES: usize = 512;
 /// Of one source.
-const HANDSHAKES_EACH: usize = HANDSHAKES / 2;
-/// How long a handshake is safe from having to make room.
+const HANDSHAKES_EACH: usize = HANDSHAKES / 4;
+/// How long a handshake is safe from having to make room,
 const GRACE: Duration = Duration::from_secs(1);
+/// and how long when its client has not said a word: an honest one speaks as soon as it is connected.
+const SILENCE: Duration = Duration::from_millis(200);
 /// How long dialling may take, the handshake included.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
@@ -103,6 +109,35 @@ pub fn incoming(
     listener: TcpListener,
     config: watch::Receiver<Arc<ServerConfig>>,
 ) -> impl Stream<Item = io::Result<Connection>> + Send + 'static {
+    shaken(listener, config)
+}
+
+/// What connections come from.
+trait Listen: Send + 'static {
+    type Io: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    /// The next connection. Cancel-safe.
+    fn next(&mut self) -> impl Future<Output = io::Result<(Self::Io, SocketAddr)>> + Send;
+
+    fn tune(io: &Self::Io) -> io::Result<()>;
+}
+
+impl Listen for TcpListener {
+    type Io = TcpStream;
+
+    async fn next(&mut self) -> io::Result<(TcpStream, SocketAddr)> {
+        self.accept().await
+    }
+
+    fn tune(io: &TcpStream) -> io::Result<()> {
+        tune(io)
+    }
+}
+
+fn shaken<L: Listen>(
+    listener: L,
+    config: watch::Receiver<Arc<ServerConfig>>,
+) -> impl Stream<Item = io::Result<Connection<L::Io>>> + Send + 'static {
     stream::unfold(Door::new(listener, config), |mut door| async {
         let connection = door.next().await;
         Some((Ok(connection), door))
@@ -110,11 +145,11 @@ pub fn incoming(
 }
 
 /// The listener and the handshakes under way.
-struct Door {
-    listener: TcpListener,
+struct Door<L: Listen> {
+    listener: L,
     config: watch::Receiver<Arc<ServerConfig>>,
     failures: Failures,
-    handshakes: JoinSet<Result<Connection, Refused>>,
+    handshakes: JoinSet<Result<Connection<L::Io>, Refused>>,
     /// Oldest first; those that are over stay until it gets crowded.
     order: VecDeque<Handshake>,
     /// Of lines about handshakes that failed.
@@ -124,8 +159,17 @@ struct Door {
 /// A handshake under way.
 struct Handshake {
     began: Instant,
-    source: IpAddr,
+    source: Source,
+    /// Whether the client has said hello.
+    spoke: Arc<AtomicBool>,
     task: AbortHandle,
+}
+
+impl Handshake {
+    /// When it may be asked to make room.
+    fn dawdles(&self) -> Instant {
+        self.began + if self.spoke.load(Ordering::Relaxed) { GRACE } else { SILENCE }
+    }
 }
 
 /// A handshake that failed.
@@ -134,18 +178,18 @@ struct Refused {
     error: io::Error,
 }
 
-enum Event {
-    Accepted(TcpStream, SocketAddr),
+enum Event<Io> {
+    Accepted(Io, SocketAddr),
     NotAccepted(io::Error),
-    Shaken(Result<Connection, Refused>),
-    /// All places are taken, and the oldest handshake has had its [`GRACE`].
+    Shaken(Result<Connection<Io>, Refused>),
+    /// All places are taken, and somebody has dawdled.
     Dawdled,
     /// A handshake ended because it was told to.
     MadeRoom,
 }
 
-impl Door {
-    fn new(listener: TcpListener, config: watch::Receiver<Arc<ServerConfig>>) -> Self {
+impl<L: Listen> Door<L> {
+    fn new(listener: L, config: watch::Receiver<Arc<ServerConfig>>) -> Self {
         Self {
             listener,
             config,
@@ -156,7 +200,7 @@ impl Door {
         }
     }
 
-    async fn next(&mut self) -> Connection {
+    async fn next(&mut self) -> Connection<L::Io> {
         loop {
             match self.event().await {
                 Event::Accepted(stream, peer) => {
@@ -167,8 +211,10 @@ impl Door {
                 Event::Shaken(Ok(connection)) => return connection,
                 Event::Shaken(Err(Refused { peer, error })) => self.refuse(peer, &error),
                 Event::Dawdled => {
-                    if let Some(oldest) = self.order.pop_front() {
-                        oldest.task.abort();
+                    if let Some((at, _)) = self.dawdler()
+                        && let Some(gone) = self.order.remove(at)
+                    {
+                        gone.task.abort();
                     }
                 }
                 Event::MadeRoom => {}
@@ -177,17 +223,18 @@ impl Door {
     }
 
     /// Each arm is cancel-safe: a connection is either still in the queue or in our hands.
-    async fn event(&mut self) -> Event {
+    async fn event(&mut self) -> Event<L::Io> {
         if self.order.len() >= HANDSHAKES {
             self.order.retain(|handshake| !handshake.task.is_finished());
         }
         let room = self.handshakes.len() < HANDSHAKES;
         // False again as soon as one was told to go, so that only one goes for each that waits.
         let crowded = self.order.len() >= HANDSHAKES;
-        let dawdles = self.order.front().map_or_else(Instant::now, |oldest| oldest.began) + GRACE;
+        let dawdler = if crowded { self.dawdler() } else { None };
+        let dawdles = dawdler.map_or_else(Instant::now, |(_, when)| when);
         tokio::select! {
             Some(ended) = self.handshakes.join_next() => ended.map_or(Event::MadeRoom, Event::Shaken),
-            accepted = self.listener.accept(), if room => match accepted {
+            accepted = self.listener.next(), if room => match accepted {
                 Ok((stream, peer)) => Event::Accepted(stream, peer),
                 Err(error) => Event::NotAccepted(error),
             },
@@ -195,15 +242,28 @@ impl Door {
         }
     }
 
-    fn shake(&mut self, stream: TcpStream, peer: SocketAddr) {
+    /// Where the handshake is that makes room first, and when.
+    fn dawdler(&self) -> Option<(usize, Instant)> {
+        // Of each kind the oldest is the first to go.
+        let silent = self.order.iter().position(|one| !one.spoke.load(Ordering::Relaxed));
+        let oldest = [Some(0), silent].into_iter().flatten();
+        let whens = oldest.filter_map(|at| Some((at, self.order.get(at)?.dawdles())));
+        whens.min_by_key(|(_, when)| *when)
+    }
+
+    fn shake(&mut self, stream: L::Io, peer: SocketAddr) {
         let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-        let source = source(peer.ip());
+        let source = peer.ip().into();
         self.make_room(source);
-        let acceptor = TlsAcceptor::from(Arc::clone(&self.config.borrow()));
+        let (config, spoke) = (self.config.clone(), Arc::new(AtomicBool::new(false)));
+        let speaks = Arc::clone(&spoke);
         let task = self.handshakes.spawn(async move {
             let shaken = async {
-                tune(&stream)?;
-                acceptor.accept(stream).await
+                L::tune(&stream)?;
+                let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
+                speaks.store(true, Ordering::Relaxed);
+                let config = Arc::clone(&config.borrow());
+                hello.into_stream(config).await
             };
             match timeout(HANDSHAKE_LIMIT, shaken).await {
                 Ok(Ok(stream)) => Ok(Connection { stream: Box::new(stream), address: peer }),
@@ -211,11 +271,11 @@ impl Door {
                 Err(elapsed) => Err(Refused { peer, error: elapsed.into() }),
             }
         });
-        self.order.push_back(Handshake { began: Instant::now(), source, task });
+        self.order.push_back(Handshake { began: Instant::now(), source, spoke, task });
     }
 
     /// Ends the oldest handshake of a source that has as many as it may.
-    fn make_room(&mut self, source: IpAddr) {
+    fn make_room(&mut self, source: Source) {
         let under_way = |other: &Handshake| other.source == source && !other.task.is_finished();
         if self.order.iter().filter(|other| under_way(other)).count() >= HANDSHAKES_EACH
             && let Some(at) = self.order.iter().position(under_way)
@@ -236,17 +296,6 @@ impl Door {
     }
 }
 
-/// Who is counted as one: an IPv4 address, or an IPv6 network of 64 bits, which is what one machine can
-/// have all addresses of.
-fn source(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V4(_) => address,
-        IpAddr::V6(address) => {
-            Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into()
-        }
-    }
-}
-
 /// No waiting for more to send, and a peer that vanished is noticed within about 30 s.
 fn tune(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
@@ -259,12 +308,12 @@ fn tune(stream: &TcpStream) -> io::Result<()> {
 
 /// A connection whose handshake succeeded. tonic makes its [`Peer`] known to each request.
 #[derive(Debug)]
-pub struct Connection {
-    stream: Box<tokio_rustls::server::TlsStream<TcpStream>>,
+pub struct Connection<Io = TcpStream> {
+    stream: Box<tokio_rustls::server::TlsStream<Io>>,
     address: SocketAddr,
 }
 
-impl Connected for Connection {
+impl<Io> Connected for Connection<Io> {
     type ConnectInfo = Peer;
 
     fn connect_info(&self) -> Peer {
@@ -274,7 +323,7 @@ impl Connected for Connection {
     }
 }
 
-impl AsyncRead for Connection {
+impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncRead for Connection<Io> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -284,7 +333,7 @@ impl AsyncRead for Connection {
     }
 }
 
-impl AsyncWrite for Connection {
+impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Connection<Io> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,

@@ -1,11 +1,13 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::sync::atomic::AtomicUsize;
 use std::time::SystemTime;
 
 use futures_util::StreamExt as _;
 use http::{Request, Response};
 use orlop_pki::{Authority, KeyKind, Leaf, Usage};
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, DuplexStream};
+use tokio::sync::mpsc;
 use tonic::Status;
 use tonic::body::Body;
 use tower::ServiceExt as _;
@@ -172,26 +174,103 @@ async fn a_flood_from_one_source_only_makes_room_of_its_own() {
     ask(&channel).await.unwrap();
 }
 
-#[tokio::test]
-async fn who_says_nothing_makes_room_for_others() {
+/// Connections in memory, in virtual time.
+struct Memory(mpsc::Receiver<(Counted, SocketAddr)>);
+
+impl Listen for Memory {
+    type Io = Counted;
+
+    async fn next(&mut self) -> io::Result<(Counted, SocketAddr)> {
+        match self.0.recv().await {
+            Some(connection) => Ok(connection),
+            None => std::future::pending().await,
+        }
+    }
+
+    fn tune(_: &Counted) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The server's end of a connection, counted while it is open.
+#[derive(Debug)]
+struct Counted(DuplexStream, Arc<AtomicUsize>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.1.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl AsyncRead for Counted {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Counted {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(context)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hundred_thousand_who_say_nothing_make_room_for_one_who_speaks() {
+    const QUEUE: usize = 128;
     let ca = authority();
-    let listener = listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let (_config, receiver) = watch::channel(server_config(&ca, "node"));
-    let mut incoming = Box::pin(incoming(listener, receiver));
+    let (connect, connections) = mpsc::channel(QUEUE);
+    let (_config, configs) = watch::channel(server_config(&ca, "node"));
+    let open = Arc::new(AtomicUsize::new(0));
+    let dial = async |source: u32, size: usize| {
+        let (client, server) = tokio::io::duplex(size);
+        open.fetch_add(1, Ordering::Relaxed);
+        let address = SocketAddr::from((source.to_be_bytes(), 1));
+        connect.send((Counted(server, Arc::clone(&open)), address)).await.unwrap();
+        client
+    };
+    let mut door = Box::pin(shaken(Memory(connections), configs));
+    let (admitted, mut guests) = mpsc::channel(1);
     let mut tasks = JoinSet::new();
-    tasks.spawn(async move { incoming.next().await.unwrap().unwrap() });
+    tasks.spawn(async move {
+        while let Some(connection) = door.next().await {
+            admitted.send(connection.unwrap()).await.unwrap();
+        }
+    });
     let mut silent = Vec::new();
-    for number in 0..=HANDSHAKES {
-        // From more sources than could be sent away for being too many.
-        silent.push(dial_from([127, 0, 1, 1 + u8::try_from(number % 100).unwrap()], address).await);
+    for number in 0..100_000 {
+        silent.push(dial(number % 1000, 16).await);
+        // Those in the queue have cost nothing yet; one is in our hands.
+        let held = open.load(Ordering::Relaxed);
+        assert!(held <= HANDSHAKES + QUEUE + 1, "{held} are held");
     }
-    let channel = channel("127.0.0.1", address.port(), client_config(&ca, Some(&ca)));
-    tokio::select! {
-        admitted = tasks.join_next() => drop(admitted.unwrap().unwrap()),
-        answer = ask(&channel) => panic!("nobody answers: {answer:?}"),
-    }
-    assert_eq!(silent[0].read(&mut [0; 1]).await.unwrap(), 0, "the oldest is closed");
+    let began = Instant::now();
+    let stream = dial(2000, 16 << 10).await;
+    let connector = TlsConnector::from(client_config(&ca, Some(&ca)));
+    let name = ServerName::try_from("127.0.0.1").unwrap();
+    let (_client, guest) = tokio::join!(connector.connect(name, stream), guests.recv());
+    assert_eq!(guest.unwrap().connect_info().address.ip().to_string(), "0.0.7.208");
+    assert!(began.elapsed() <= SILENCE, "it waited {:?}", began.elapsed());
+    sleep(HANDSHAKE_LIMIT).await;
+    // What is left is nobody's but the runtime's to clear away.
+    sleep(HANDSHAKE_LIMIT).await;
+    assert_eq!(open.load(Ordering::Relaxed), 0);
+    assert_eq!(silent.len(), 100_000);
 }
 
 #[tokio::test]

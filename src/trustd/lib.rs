@@ -2,7 +2,7 @@
 //!
 //! Nodes that hold the machine token get a server's certificate for their names ([`policy`] says which
 //! they may have); control planes hand files to each other ([`drops`]). [`limit`] keeps guessers and
-//! crowds out, [`door`] bounds the connections, [`api`] puts it together for each call, of which each
+//! crowds out, [`places`] bounds the connections, [`api`] puts it together for each call, of which each
 //! leaves a line in the log.
 //!
 //! It holds the machine authority's key, so it runs without any privilege and writes to its drop folders
@@ -12,7 +12,6 @@
 #![forbid(unsafe_code)]
 
 mod api;
-mod door;
 mod drops;
 mod identity;
 mod limit;
@@ -28,6 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
+use orlop_rpc::places::{self, Most};
 use orlop_rpc::{Limits, tls};
 use orlop_rt::CancellationToken;
 use tokio::net::TcpListener;
@@ -45,6 +45,8 @@ pub use crate::identity::Error as IdentityError;
 pub const PORT: u16 = 50_001;
 /// How often the secrets are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// Connections at a time.
+const MOST: Most = Most { all: 512, each: 32 };
 /// Nobody needs a connection for long: a call takes a moment, and the next comes in hours.
 const LIMITS: Limits = Limits {
     stream_window: 64 << 10,
@@ -150,7 +152,7 @@ impl Trustd {
             async move { Ok::<_, Infallible>(trust.call(request).await) }
         });
         info!(%address, "listening");
-        let incoming = door::admitted(tls::incoming(listener, configs));
+        let incoming = places::admitted(tls::incoming(listener, configs), MOST);
         let serving = orlop_rpc::serve_within(LIMITS, service, incoming, shutdown);
         let looking = files.follow(options.look_every, |identity| {
             config.send_replace(Arc::clone(&identity.server));

@@ -1,8 +1,9 @@
 //! How much one source may ask of us. Pure: the time is passed in, and what is remembered is bounded.
 
-use std::collections::{HashMap, VecDeque};
-use std::net::{IpAddr, Ipv6Addr};
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
+
+use orlop_rpc::places::Source;
 
 /// What a source may do at once, in calls,
 const BURST: u32 = 100;
@@ -12,26 +13,6 @@ const PERIOD: Duration = Duration::from_millis(100);
 const WRONG_TOKEN: u32 = 50;
 /// How many sources are remembered.
 const SOURCES: usize = 4096;
-/// Connections at a time, of all sources together
-const CONNECTIONS: usize = 512;
-/// and of one.
-const CONNECTIONS_EACH: usize = 32;
-
-/// Who is counted as one: an IPv4 address, or an IPv6 network of 64 bits, which is what one machine
-/// can have all addresses of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Source(IpAddr);
-
-impl From<IpAddr> for Source {
-    fn from(address: IpAddr) -> Self {
-        Self(match address.to_canonical() {
-            IpAddr::V6(address) => {
-                Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into()
-            }
-            address @ IpAddr::V4(_) => address,
-        })
-    }
-}
 
 /// Token buckets, one for each source. A bucket is kept as the time when it will be full again, so
 /// one that is full need not be kept at all.
@@ -85,65 +66,16 @@ impl Limiter {
     }
 }
 
-/// The connections that are open. When there are too many, the oldest of those who have most goes.
-#[derive(Debug, Default)]
-pub(crate) struct Crowd {
-    /// Oldest first.
-    open: VecDeque<(u64, Source)>,
-    last: u64,
-}
-
-impl Crowd {
-    /// Lets a connection in: its number, and the one that must go for it.
-    pub(crate) fn enter(&mut self, source: Source) -> (u64, Option<u64>) {
-        let leaves = self.must_go(source);
-        if let Some(number) = leaves {
-            self.leave(number);
-        }
-        self.last += 1;
-        self.open.push_back((self.last, source));
-        (self.last, leaves)
-    }
-
-    /// A connection is closed.
-    pub(crate) fn leave(&mut self, number: u64) {
-        self.open.retain(|(open, _)| *open != number);
-    }
-
-    fn must_go(&self, source: Source) -> Option<u64> {
-        let mut counts: HashMap<Source, usize> = HashMap::new();
-        for (_, source) in &self.open {
-            *counts.entry(*source).or_default() += 1;
-        }
-        let from = if counts.get(&source).is_some_and(|count| *count >= CONNECTIONS_EACH) {
-            source
-        } else if self.open.len() >= CONNECTIONS {
-            let most = counts.values().copied().max()?;
-            self.open.iter().map(|(_, source)| *source).find(|source| counts[source] == most)?
-        } else {
-            return None;
-        };
-        self.open.iter().find(|(_, open)| *open == from).map(|(number, _)| *number)
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
 
     fn source(n: u32) -> Source {
         IpAddr::from(n.to_be_bytes()).into()
-    }
-
-    #[test]
-    fn an_ipv6_network_is_one_source_and_a_mapped_address_is_ipv4() {
-        let parse =
-            |text: &str| Source::from(text.parse::<IpAddr>().unwrap_or(IpAddr::from([0; 4])));
-        assert_eq!(parse("fd00:1:2:3::1"), parse("fd00:1:2:3:ffff::9"));
-        assert_ne!(parse("fd00:1:2:3::1"), parse("fd00:1:2:4::1"));
-        assert_eq!(parse("::ffff:10.0.0.1"), parse("10.0.0.1"));
     }
 
     #[test]
@@ -196,32 +128,5 @@ mod tests {
             limiter.refusals_to_tell().is_some()
         });
         assert_eq!(told.count(), 6, "2, 4, 8, 16, 32, 64");
-    }
-
-    #[test]
-    fn one_source_cannot_take_all_places() {
-        let mut crowd = Crowd::default();
-        let (good, _) = crowd.enter(source(1));
-        for n in 0..10_000 {
-            let (_, leaves) = crowd.enter(source(2));
-            assert_eq!(leaves.is_some(), n >= CONNECTIONS_EACH);
-            assert_ne!(leaves, Some(good));
-        }
-        assert_eq!(crowd.open.len(), 1 + CONNECTIONS_EACH);
-    }
-
-    #[test]
-    fn many_sources_together_are_bounded_and_the_greedy_go_first() {
-        let mut crowd = Crowd::default();
-        let single: Vec<_> = (0..100).map(|n| crowd.enter(source(n)).0).collect();
-        for n in 0..3_000 {
-            let (_, leaves) = crowd.enter(source(1000 + n % 50));
-            assert!(leaves.is_none_or(|number| !single.contains(&number)));
-            assert!(crowd.open.len() <= CONNECTIONS);
-        }
-        for number in single {
-            crowd.leave(number);
-        }
-        assert_eq!(crowd.enter(source(0)).1, None, "there is room again");
     }
 }
