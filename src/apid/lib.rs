@@ -14,7 +14,7 @@
 mod api;
 mod fanout;
 pub mod identity;
-mod machine;
+pub mod machine;
 pub mod merge;
 mod nodes;
 mod roles;
@@ -30,7 +30,8 @@ use std::time::Duration;
 
 use clap::Parser;
 use futures_util::future::OptionFuture;
-use orlop_rpc::{tls, unix};
+use orlop_rpc::places::{self, Most};
+use orlop_rpc::{Limits, tls, unix};
 use orlop_rt::CancellationToken;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -44,6 +45,12 @@ use crate::roles::Nameless;
 pub const PORT: u16 = 50_000;
 /// How long calls under way may take to end after a signal.
 const GRACE: Duration = Duration::from_secs(10);
+/// Connections at a time, all of them from holders of a certificate: idle, they fit into half the memory
+/// that machined gives apid. One source has a tenth of the places.
+const MOST: Most = Most { all: 10_240, each: 1024 };
+/// Callers over the network: what one connection can make apid hold is bounded more tightly than inside
+/// the node. A thousand calls at a time are enough for another apid that passes on those of a fleet.
+const LIMITS: Limits = Limits { calls: 1024, connection_window: 4 << 20, ..Limits::new(GRACE) };
 /// How often the certificates are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
@@ -166,7 +173,8 @@ impl Apid {
         info!(%address, "listening");
         let inside =
             inside.map(|inside| orlop_rpc::serve(service.clone(), inside, shutdown.clone(), GRACE));
-        let outside = orlop_rpc::serve(service, tls::incoming(listener, configs), shutdown, GRACE);
+        let incoming = places::admitted(tls::incoming(listener, configs), MOST);
+        let outside = orlop_rpc::serve_within(LIMITS, service, incoming, shutdown);
         let serving = async { tokio::join!(outside, OptionFuture::from(inside)) };
         let looking = files.follow(options.look_every, |identity| {
             config.send_replace(Arc::clone(&identity.server));

@@ -76,6 +76,8 @@ const APID_PORT: u16 = 50000;
 const TRUSTD_PORT: u16 = 50001;
 /// apid lets calls under way finish (spec §8.4).
 const APID_GRACE: Duration = Duration::from_secs(15);
+/// Ten thousand idle callers, as many as apid lets in, take half of it (`make bench`).
+const APID_MEMORY: i64 = 512 << 20;
 /// From a service's start until its silence is told.
 pub(crate) const START_LIMIT: Duration = Duration::from_secs(30);
 /// How long the early network gets before fetching is tried all the same.
@@ -502,7 +504,7 @@ fn apid(containerd: &Containerd, args: &[&str], identified: bool) -> Definition 
     spec.host.network = true;
     spec.seccomp = Some(Profile::new([Group::Unix, Group::Inet]));
     spec.oom_score_adj = PRECIOUS;
-    spec.memory_limit_bytes = Some(128 << 20);
+    spec.memory_limit_bytes = Some(APID_MEMORY);
     spec.binds.extend([
         same_read_only(APID_SECRETS),
         same_read_only(folder(ROUTERD_SOCKET)),
