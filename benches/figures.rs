@@ -181,6 +181,7 @@ struct Host {
     tar: f64,
     /// What networkd's bench printed; not all of it everywhere.
     network: String,
+    door: Door,
 }
 
 impl Host {
@@ -194,6 +195,7 @@ impl Host {
             copy: largest(&host, "host copy", "p50_ms=")?,
             tar: largest(&host, "host tar", "p50_ms=")?,
             network: printed("orlop-networkd", "network")?,
+            door: Door::measure()?,
         })
     }
 
@@ -247,6 +249,149 @@ impl Host {
     }
 }
 
+/// What the front door costs, beside machined's socket without it.
+struct Door {
+    /// Calls a second of 64 callers; straight, and through the door.
+    rate: [f64; 2],
+    /// Microseconds of a call, half and 99 % of them, of 64 callers at once,
+    p50: [f64; 2],
+    p99: [f64; 2],
+    /// and of one who is alone.
+    alone: [f64; 2],
+    /// Milliseconds of a gigabyte.
+    copy: [f64; 2],
+    /// Milliseconds of one call to 1, 100 and 1,000 nodes when all are dialled for it, and to 1,000 again.
+    first: [f64; 3],
+    again: f64,
+    /// MiB that apid has more after the call to 1,000.
+    growth: f64,
+    /// KiB of an idle client.
+    idle: f64,
+    /// Microseconds of a good client's call, 99 % of them: quiet, and under the worst attack,
+    good: [f64; 2],
+    /// and of a new connection and its first call.
+    good_connects: [f64; 2],
+}
+
+impl Door {
+    fn measure() -> Result<Self> {
+        let door = printed("orlop-machined", "door")?;
+        let figure = |line: &str, key: &str| largest(&door, &format!("door {line} "), key);
+        let ways = |name: &str, key: &str| -> Result<[f64; 2]> {
+            Ok([figure(&format!("{name}_straight"), key)?, figure(&format!("{name}_door"), key)?])
+        };
+        let attacked = |key: &str| -> Result<[f64; 2]> {
+            Ok([figure("good_quiet", key)?, largest(&door, "door good_under_", key)?])
+        };
+        let first = |nodes: &str| figure(&format!("nodes_{nodes}"), "first_ms=");
+        Ok(Self {
+            rate: ways("unary", "rate=")?,
+            p50: ways("unary", "p50_us=")?,
+            p99: ways("unary", "p99_us=")?,
+            alone: ways("unary", "alone_p50_us=")?,
+            copy: ways("copy", "p50_ms=")?,
+            first: [first("1")?, first("100")?, first("1000")?],
+            again: figure("nodes_1000", "again_ms=")?,
+            growth: figure("nodes_1000", "growth_kib=")? / 1024.0,
+            idle: figure("idle", "each_kib=")?,
+            good: attacked("call_p99_us=")?,
+            good_connects: attacked("connect_p99_us=")?,
+        })
+    }
+
+    fn figures(&self) -> Vec<Figure> {
+        let beside = |name, value| Some((name, value));
+        vec![
+            Figure {
+                name: "calls through the front door, 64 callers",
+                value: self.rate[1],
+                unit: "/s",
+                reference: beside("straight to machined", self.rate[0]),
+                aim: Aim::Least(0.45),
+            },
+            Figure {
+                name: "what the door adds to a call, p50, one caller",
+                value: self.alone[1] - self.alone[0],
+                unit: "us",
+                reference: beside("straight", self.alone[0]),
+                aim: Aim::Most(400.0),
+            },
+            Figure {
+                name: "what the door adds to a call, p50, 64 callers",
+                value: self.p50[1] - self.p50[0],
+                unit: "us",
+                reference: beside("straight", self.p50[0]),
+                aim: Aim::Most(400.0),
+            },
+            Figure {
+                name: "a call through the door, p99, 64 callers",
+                value: self.p99[1],
+                unit: "us",
+                reference: beside("straight", self.p99[0]),
+                // What is left of the rate.
+                aim: Aim::Times(1.0 / 0.45),
+            },
+            Figure {
+                name: "Copy of 1 GB through the front door",
+                value: self.copy[1],
+                unit: "ms",
+                reference: beside("straight", self.copy[0]),
+                // 60 % of its speed.
+                aim: Aim::Times(1.0 / 0.6),
+            },
+            Figure {
+                name: "one call to 1,000 nodes, all dialled for it",
+                value: self.first[2],
+                unit: "ms",
+                reference: beside("one node", self.first[0]),
+                aim: Aim::Most(1500.0),
+            },
+            Figure {
+                name: "the same",
+                value: self.first[2],
+                unit: "ms",
+                reference: beside("ten times 100 nodes", 10.0 * self.first[1]),
+                aim: Aim::Times(1.2),
+            },
+            Figure {
+                name: "one call to 1,000 nodes, again",
+                value: self.again,
+                unit: "ms",
+                reference: None,
+                aim: Aim::Most(1500.0),
+            },
+            Figure {
+                name: "what apid grows by for 1,000 nodes",
+                value: self.growth,
+                unit: "MiB",
+                reference: None,
+                aim: Aim::Most(64.0),
+            },
+            Figure {
+                name: "each of 10,000 idle clients, in apid",
+                value: self.idle,
+                unit: "KiB",
+                reference: None,
+                aim: Aim::Most(40.0),
+            },
+            Figure {
+                name: "a good client's call under the worst attack, p99",
+                value: self.good[1],
+                unit: "us",
+                reference: beside("quiet", self.good[0]),
+                aim: Aim::Times(5.0),
+            },
+            Figure {
+                name: "its new connections and their first calls, p99",
+                value: self.good_connects[1],
+                unit: "us",
+                reference: beside("quiet", self.good_connects[0]),
+                aim: Aim::Times(5.0),
+            },
+        ]
+    }
+}
+
 /// The peer's disk; `None`, and why on stderr, where it cannot be made.
 fn peer_image() -> Result<Option<String>> {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../benches/peer");
@@ -269,6 +414,8 @@ struct Figure {
 enum Aim {
     /// So many times its reference at most.
     Times(f64),
+    /// So many times its reference at least.
+    Least(f64),
     /// So much at most.
     Most(f64),
 }
@@ -279,13 +426,15 @@ impl Figure {
         match (&self.aim, self.reference) {
             (Aim::Most(most), _) => Some(self.value <= *most),
             (Aim::Times(times), Some((_, reference))) => Some(self.value <= times * reference),
-            (Aim::Times(_), None) => None,
+            (Aim::Least(times), Some((_, reference))) => Some(self.value >= times * reference),
+            (Aim::Times(_) | Aim::Least(_), None) => None,
         }
     }
 
     fn json(&self) -> serde_json::Value {
         let aim = match self.aim {
             Aim::Times(times) => json!({ "times_reference": times }),
+            Aim::Least(times) => json!({ "at_least_times_reference": times }),
             Aim::Most(most) => json!({ "at_most": most }),
         };
         let reference = self.reference.map(|(name, value)| json!({ "name": name, "value": value }));
@@ -372,6 +521,7 @@ fn figures(ours: &[Ours], theirs: &[f64], host: &Host) -> Result<Vec<Figure>> {
             aim: Aim::Most(45.0),
         },
     ];
+    figures.extend(host.door.figures());
     figures.extend(host.network_figures());
     Ok(figures)
 }
@@ -390,6 +540,7 @@ fn table(figures: &[Figure], accel: Accel) -> String {
         };
         let aim = match figure.aim {
             Aim::Times(times) => format!("<= {times:.1} x"),
+            Aim::Least(times) => format!(">= {times:.2} x"),
             Aim::Most(most) => format!("<= {most:.0} {}", figure.unit),
         };
         let met = match figure.met() {

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use orlop_config::machine;
-use orlop_machined::figures::{self, CopyServer};
+use orlop_machined::figures::{self, MachineServer};
 use orlop_proto::machine::CopyRequest;
 use orlop_proto::machine::machine_service_client::MachineServiceClient;
 use orlop_rt::CancellationToken;
@@ -75,7 +75,7 @@ fn copies() -> Result<()> {
     let serving = {
         let (socket, shutdown) = (socket.clone(), shutdown.clone());
         thread::spawn(move || -> Result<()> {
-            Ok(runtime()?.block_on(CopyServer::serve(&socket, shutdown))?)
+            Ok(runtime()?.block_on(MachineServer::serve(&socket, shutdown))?)
         })
     };
     while !socket.exists() {

@@ -65,13 +65,13 @@ impl EventServer {
     }
 }
 
-/// The machine API of a node that has nothing but files to copy.
+/// The machine API of a node that has nothing but memory, and files to copy.
 #[derive(Debug)]
-pub struct CopyServer {
+pub struct MachineServer {
     threads: api::Threads,
 }
 
-impl CopyServer {
+impl MachineServer {
     /// Serves on `socket` until `shutdown`, as machined does.
     ///
     /// # Errors
@@ -86,7 +86,11 @@ impl CopyServer {
 }
 
 #[tonic::async_trait]
-impl MachineService for CopyServer {
+impl MachineService for MachineServer {
+    async fn memory(&self, _: Request<()>) -> Result<Response<proto::MemoryResponse>, Status> {
+        Ok(Response::new(api::memory()?))
+    }
+
     async fn copy(
         &self,
         request: Request<proto::CopyRequest>,

@@ -247,9 +247,7 @@ impl MachineService for Machine {
     }
 
     async fn memory(&self, _: Request<()>) -> Answer<proto::MemoryResponse> {
-        let meminfo = host::memory(&read("/proc/meminfo")?);
-        let memory = proto::Memory { metadata: None, meminfo: Some(meminfo) };
-        Ok(Response::new(proto::MemoryResponse { messages: vec![memory] }))
+        Ok(Response::new(memory()?))
     }
 
     async fn load_avg(&self, _: Request<()>) -> Answer<proto::LoadAvgResponse> {
@@ -723,6 +721,12 @@ pub(crate) async fn copy(
     request: proto::CopyRequest,
 ) -> Result<impl Stream<Item = Result<Data, Status>> + Send + 'static, Status> {
     threads.stream(CHUNKS_AHEAD, move |outlet| archive::copy(outlet, &request)).await
+}
+
+pub(crate) fn memory() -> Result<proto::MemoryResponse, Status> {
+    let meminfo = host::memory(&read("/proc/meminfo")?);
+    let memory = proto::Memory { metadata: None, meminfo: Some(meminfo) };
+    Ok(proto::MemoryResponse { messages: vec![memory] })
 }
 
 /// A file of `/proc`; names in it can be of any bytes.
