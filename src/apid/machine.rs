@@ -9,27 +9,30 @@ use rustls::pki_types::ServerName;
 
 /// What a call says about where it wants to go.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Wish {
+pub struct Wish {
     /// The values of `nodes`: ask all of these and merge their answers.
-    pub(crate) nodes: Vec<String>,
+    pub nodes: Vec<String>,
     /// The values of `node`: hand the call on to this one.
-    pub(crate) node: Vec<String>,
+    pub node: Vec<String>,
     /// `proxyfrom` is there: another apid has already decided that this node is meant.
-    pub(crate) routed: bool,
+    pub routed: bool,
 }
 
 /// What the decision depends on beside the call.
-pub(crate) struct Here<'a> {
+#[expect(missing_debug_implementations, reason = "it lives for one decision")]
+pub struct Here<'a> {
     /// Whether we hold an identity to call other nodes with; workers do not.
-    pub(crate) forwards: bool,
+    pub forwards: bool,
     /// Whether a target is this node.
-    pub(crate) is_own: &'a dyn Fn(&Target) -> bool,
+    pub is_own: &'a dyn Fn(&Target) -> bool,
 }
 
 /// Where a call goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Route {
+pub enum Route {
+    /// To routerd, on this node.
     Local,
+    /// To this one, as it is.
     One(Target),
     /// In the order the client listed them; duplicates stay.
     Many(Vec<Target>),
@@ -37,22 +40,31 @@ pub(crate) enum Route {
 
 /// Another node, or this one over the network.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Target {
+pub struct Target {
     /// As the client typed it: answers are marked with it.
-    pub(crate) typed: String,
+    pub typed: String,
     /// What is dialled: an address without brackets, or a name.
-    pub(crate) host: String,
+    pub host: String,
 }
 
 /// Why a call goes nowhere.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Refusal {
+pub enum Refusal {
+    /// `node` names more than one.
     #[error("node metadata must be single-valued")]
     SeveralNode,
+    /// Many were named, and their answers make no whole.
     #[error("one-2-many proxying is not supported for method /{service}/{name}")]
-    NotMergeable { service: String, name: String },
+    NotMergeable {
+        /// `package.Service`.
+        service: String,
+        /// The method's own name.
+        name: String,
+    },
+    /// This node calls no others.
     #[error("no request forwarding")]
     NoForwarding,
+    /// What was named is neither an address nor a host name.
     #[error("invalid target \"{0}\"")]
     InvalidTarget(String),
 }
@@ -75,7 +87,7 @@ const MERGEABLE: [&str; 8] = [
 ///
 /// # Errors
 /// When it may not or cannot go where it wants to.
-pub(crate) fn route(method: Method<'_>, wish: &Wish, here: &Here<'_>) -> Result<Route, Refusal> {
+pub fn route(method: Method<'_>, wish: &Wish, here: &Here<'_>) -> Result<Route, Refusal> {
     if wish.routed {
         return Ok(Route::Local);
     }
@@ -110,7 +122,7 @@ impl Target {
     ///
     /// # Errors
     /// [`Refusal::InvalidTarget`].
-    pub(crate) fn parse(typed: &str) -> Result<Self, Refusal> {
+    pub fn parse(typed: &str) -> Result<Self, Refusal> {
         let bracketed = typed.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
         let host = match bracketed {
             Some(inner) => inner.parse::<Ipv6Addr>().ok().map(|address| address.to_string()),

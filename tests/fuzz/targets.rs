@@ -59,6 +59,16 @@ pub static TARGETS: &[Target] = &[
     ("ntp_answer", ntp_answer, &[NTP_ANSWER]),
     ("answer_to_merge", answer_to_merge, &[b"\x0a\x04\x12\x02ok"]),
     ("framed_messages", framed_messages, &[b"\0\0\0\0\x02ok\x01\0\0\0\0"]),
+    (
+        "call_targets",
+        call_targets,
+        &[b"nodes=10.0.0.2\nnodes=[fd00::2]\nnode=worker-1\nproxyfrom="],
+    ),
+    (
+        "frame_heads",
+        frame_heads,
+        &[b"\0\0\x06\x04\0\0\0\0\0\0\x04\0\0\0\0\0\0\x01\0\x01\0\0\0\x01x"],
+    ),
 ];
 
 fn pods() -> orlop_apiserver::schema::TypeId {
@@ -415,6 +425,48 @@ pub fn framed_messages(bytes: &[u8]) {
         let _ = orlop_apid::merge::mark_message(message, "10.0.0.2");
     }
     assert_eq!(read(1), at_once);
+}
+
+/// Lines of metadata.
+pub fn call_targets(bytes: &[u8]) {
+    use orlop_apid::machine::{Here, Route, Target, Wish, route};
+    let (text, mut wish) = (String::from_utf8_lossy(bytes), Wish::default());
+    for line in text.split('\n') {
+        match line.split_once('=') {
+            Some(("nodes", node)) => wish.nodes.push(node.to_owned()),
+            Some(("node", node)) => wish.node.push(node.to_owned()),
+            _ => wish.routed |= line.starts_with("proxyfrom"),
+        }
+    }
+    let Ok(method) = orlop_rpc::proxy::Method::parse("/machine.MachineService/Memory") else {
+        return;
+    };
+    let dialled = |target: &Target| {
+        let again = Target::parse(&target.host);
+        assert!(again.is_ok_and(|again| again.host == target.host), "dialled differently");
+    };
+    for forwards in [true, false] {
+        let here = Here { forwards, is_own: &|target| target.host == "10.0.0.1" };
+        match route(method, &wish, &here) {
+            Ok(Route::Local) | Err(_) => {}
+            Ok(Route::One(target)) => dialled(&target),
+            Ok(Route::Many(targets)) => {
+                assert!(forwards && !wish.routed && targets.len() == wish.nodes.len());
+                targets.iter().for_each(dialled);
+            }
+        }
+    }
+}
+
+/// Wherever the stream is cut, the same is let through.
+pub fn frame_heads(bytes: &[u8]) {
+    use orlop_rpc::watch::Watch;
+    let now = std::time::Instant::now();
+    let passes = |size: usize| {
+        let mut watch = Watch::new();
+        bytes.chunks(size).all(|bytes| watch.passes(bytes, now).is_ok())
+    };
+    assert_eq!(passes(bytes.len().max(1)), passes(1), "pieces matter");
 }
 
 pub fn answer_to_merge(bytes: &[u8]) {
