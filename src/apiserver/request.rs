@@ -47,8 +47,8 @@ pub fn info<'a>(method: &str, path: &'a str, query: &[(&'a str, &'a str)]) -> In
     };
     let own = |name: &&str| matches!(*name, "status" | "finalize");
     let (namespace, rest) = match rest {
-        ["namespaces", name] => (*name, &rest[..]),
-        ["namespaces", name, sub] if own(sub) => (*name, &rest[..]),
+        ["namespaces", name] => (*name, rest),
+        ["namespaces", name, sub] if own(sub) => (*name, rest),
         ["namespaces", name, rest @ ..] => (*name, rest),
         rest => ("", rest),
     };
