@@ -53,7 +53,7 @@ fmt: ## is everything formatted?
 lint: ## clippy; warnings are errors
 	@.ci/deps build
 	cargo clippy --workspace --all-targets -- -D warnings
-	cargo clippy -p orlop-qemu --test smoke --test cluster_of_three --test in_guest --test etcd -- -D warnings
+	cargo clippy -p orlop-qemu --test smoke --test cluster_of_three --test in_guest --test networks --test etcd -- -D warnings
 
 unit: ## unit tests
 	@.ci/deps build
@@ -97,7 +97,7 @@ harness:
 qemu: image harness ## the QEMU tests (TEST=word runs those whose name has it)
 	@.ci/deps qemu test
 	ORLOP_ETCD=$$(.ci/unpacked tests/etcd.lock)/usr/bin/etcd \
-	cargo test -p orlop-qemu --test smoke --test cluster_of_three --test in_guest --test etcd -- $(TEST)
+	cargo test -p orlop-qemu --test smoke --test cluster_of_three --test in_guest --test networks --test etcd -- $(TEST)
 
 bench: kernel initramfs harness ## the figures of the README, each beside its reference; out/bench.json
 	@.ci/deps qemu bench

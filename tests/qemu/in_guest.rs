@@ -1,11 +1,13 @@
-//! networkd's tests against a kernel, once more in a guest on ours: what the computer's own kernel
-//! lacks (bonds, VLANs, dummy and WireGuard links, `tc netem`) is there, so nothing may be skipped.
+//! Tests of other programs, run in a guest on our kernel, where nothing may be skipped: networkd's tests
+//! against a kernel once more, because the computer's own lacks much of what they need (bonds, VLANs,
+//! dummy and WireGuard links, `tc netem`), and timed's test that sets the clock.
 //!
 //! The guest has the computer's files ([`Boot::tester`]), so the same programs run, beside the same
-//! servers. It is started by the first program. A guest whose instructions are translated is late at
+//! servers. It is started by the first that needs it. A guest whose instructions are translated is late at
 //! times: tests that fail are run once more, one after the other, which is told in lines that begin
 //! with `retried:`.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -21,29 +23,66 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Machines die with the thread that started them: the main one.
     arguments.test_threads = Some(1);
-    let guest: Arc<Mutex<Option<Guest>>> = Arc::default();
-    let checks = programs().into_iter().map(|name| {
-        let guest = Arc::clone(&guest);
-        Trial::test(format!("in_a_guest_networkd_tests_{name}"), move || {
-            let mut guest = guest.lock().unwrap_or_else(PoisonError::into_inner);
-            check(&mut guest, &name).map_err(|error| Failed::from(format!("{error:#}")))
+    let world: Arc<Mutex<World>> = Arc::default();
+    let networks = tests_of("networkd").map(|tests| (tests, Kind::Network));
+    let clock = tests_of("timed").filter(|tests| tests.name == "real_clock");
+    let all = networks.chain(clock.map(|tests| (tests, Kind::Clock)));
+    let checks = all.map(|(tests, kind)| {
+        let world = Arc::clone(&world);
+        Trial::test(format!("in_a_guest_{}_tests_{}", tests.room, tests.name), move || {
+            let mut world = world.lock().unwrap_or_else(PoisonError::into_inner);
+            let result = world.guest(kind).and_then(|guest| guest.check(&tests));
+            result.map_err(|error| Failed::from(format!("{error:#}")))
         })
     });
     libtest_mimic::run(&arguments, checks.collect()).exit_code()
 }
 
-/// The test programs of networkd: each a file, or a folder with a `main.rs`.
-fn programs() -> Vec<String> {
-    let entries = fs::read_dir(TESTS).into_iter().flatten().flatten().map(|entry| entry.path());
+/// A test program.
+struct Tests {
+    room: &'static str,
+    name: String,
+}
+
+/// The test programs of a room: each a file, or a folder with a `main.rs`.
+fn tests_of(room: &'static str) -> impl Iterator<Item = Tests> {
+    let entries = fs::read_dir(folder(room)).into_iter().flatten().flatten();
     let program = |path: &PathBuf| {
         path.extension().is_some_and(|ending| ending == "rs") || path.join("main.rs").exists()
     };
-    let mut names: Vec<_> = entries
-        .filter(program)
-        .filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned()))
-        .collect();
-    names.sort();
-    names
+    let name = |path: PathBuf| Some(path.file_stem()?.to_str()?.to_owned());
+    let names = entries.map(|entry| entry.path()).filter(program).filter_map(name);
+    // In an order that does not change.
+    let names: BTreeSet<_> = names.collect();
+    names.into_iter().map(move |name| Tests { room, name })
+}
+
+/// Where the tests of a room are.
+fn folder(room: &str) -> PathBuf {
+    [SOURCES, room, "tests"].iter().collect()
+}
+
+/// A kind of guest.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// It waits as others do: what runs in it is not to be hurried.
+    Network,
+    /// It does not wait: hours of its clock pass in seconds.
+    Clock,
+}
+
+/// The guest that runs now.
+#[derive(Default)]
+struct World(Option<(Kind, Guest)>);
+
+impl World {
+    fn guest(&mut self, kind: Kind) -> Result<&mut Guest> {
+        if self.0.as_ref().is_none_or(|(is, _)| *is != kind) {
+            self.0 = None;
+            self.0 = Some((kind, boot_again_after_int3(|| Guest::boot(kind))?));
+        }
+        self.0.as_mut().map(|(_, guest)| guest).context("booted above")
+    }
 }
 
 struct Guest {
@@ -52,20 +91,43 @@ struct Guest {
 }
 
 impl Guest {
-    fn boot() -> Result<Self> {
-        let accel = Accel::from_environment()?;
-        let machine = Boot::tester(accel, env!("CARGO_BIN_EXE_tester").as_ref())?
-            .pace(Pace::Instructions)
-            .start()?;
+    fn boot(kind: Kind) -> Result<Self> {
+        let boot = Boot::tester(Accel::from_environment()?, env!("CARGO_BIN_EXE_tester").as_ref())?;
+        let machine = match kind {
+            Kind::Network => boot.pace(Pace::Instructions),
+            Kind::Clock => boot.pace(Pace::Leaps),
+        };
+        let machine = machine.start()?;
         let mut shell = machine.tester()?;
         shell.output("ip link set lo up", BOOT_LIMIT).with_context(|| machine.console().tail())?;
         Ok(Self { shell, machine })
     }
 
+    /// Builds a test program and runs it, tests that fail once more.
+    fn check(&mut self, tests: &Tests) -> Result<()> {
+        let program = format!(
+            "cd {SOURCES}/{} && ORLOP_MAY_SET_THE_CLOCK=1 {}",
+            tests.room,
+            built(tests)?.display()
+        );
+        let outcome = self.test(&program, "")?;
+        ensure!(
+            outcome.skipped.is_empty(),
+            "not even in the guest:\n{}",
+            outcome.skipped.join("\n")
+        );
+        for test in &outcome.failed {
+            let again = self.test(&program, &format!("--exact {test}"))?;
+            let log = self.shell.output(&format!("tail -n 200 {STDERR}"), BOOT_LIMIT)?;
+            ensure!(again.failed.is_empty(), "{}\n{log}", again.said);
+            eprintln!("\nretried: {test} in the guest\n{}", outcome.said);
+        }
+        Ok(())
+    }
+
     /// Runs `program` with these arguments and says how each test ended, as soon as it did.
-    fn test(&mut self, program: &Path, arguments: &str) -> Result<Outcome> {
-        let program = program.display();
-        let command = format!("cd {TESTS} && {program} {arguments} --show-output 2>{STDERR}");
+    fn test(&mut self, program: &str, arguments: &str) -> Result<Outcome> {
+        let command = format!("{program} {arguments} --show-output 2>{STDERR}");
         let mut outcome = Outcome::default();
         let status = self.shell.run(&command, TEST_LIMIT, |line| {
             if let Some(test) = line.strip_prefix("test ").filter(|test| test.contains(" ... ")) {
@@ -99,27 +161,10 @@ struct Outcome {
     said: String,
 }
 
-fn check(guest: &mut Option<Guest>, name: &str) -> Result<()> {
-    let program = built(name)?;
-    let guest = match guest {
-        Some(guest) => guest,
-        none => none.insert(boot_again_after_int3(Guest::boot)?),
-    };
-    let outcome = guest.test(&program, "")?;
-    ensure!(outcome.skipped.is_empty(), "not even in the guest:\n{}", outcome.skipped.join("\n"));
-    for test in &outcome.failed {
-        let again = guest.test(&program, &format!("--exact {test}"))?;
-        let log = guest.shell.output(&format!("tail -n 200 {STDERR}"), BOOT_LIMIT)?;
-        ensure!(again.failed.is_empty(), "{}\n{log}", again.said);
-        eprintln!("\nretried: {test} in the guest\n{}", outcome.said);
-    }
-    Ok(())
-}
-
-/// Builds networkd's test program `name`, with all others as `make integration` does: then it is there
+/// Builds a test program, with all others as `make integration` does: then it is there
 /// already.
-fn built(name: &str) -> Result<PathBuf> {
-    let tests = Path::new(TESTS).canonicalize()?;
+fn built(Tests { room, name }: &Tests) -> Result<PathBuf> {
+    let folder = folder(room).canonicalize()?;
     let mut cargo = Command::new(env!("CARGO"));
     // What cargo tells this program of itself would make the build scripts of others run again.
     let of_ours = |name: &str| {
@@ -140,14 +185,14 @@ fn built(name: &str) -> Result<PathBuf> {
     let program = made.lines().find_map(|line| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;
         let target = &message["target"];
-        let of_networkd = Path::new(target["src_path"].as_str()?).starts_with(&tests);
-        (of_networkd && target["name"] == name).then_some(())?;
+        let of_room = Path::new(target["src_path"].as_str()?).starts_with(&folder);
+        (of_room && target["name"] == name.as_str()).then_some(())?;
         message["executable"].as_str().map(PathBuf::from)
     });
-    program.with_context(|| format!("cargo has not built {name} of networkd"))
+    program.with_context(|| format!("cargo has not built {name} of {room}"))
 }
 
-const TESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../src/networkd/tests");
+const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../src");
 /// Where a test program's standard error goes, in the guest.
 const STDERR: &str = "/run/stderr";
 const BOOT_LIMIT: Duration = Duration::from_secs(240);
