@@ -46,6 +46,7 @@ type Check = fn(&mut Two) -> Result<()>;
 const CHECKS: &[(&str, Check)] = &[
     ("etcd_begins_with_a_bootstrap", begins),
     ("etcd_takes_in_another_control_plane", takes_in_another),
+    ("etcd_keeps_a_member_from_a_reset_that_it_cannot_agree_to", keeps_who_cannot_leave),
     ("etcd_is_left_by_a_member_that_is_reset_and_not_by_one_that_reboots", outlives_its_nodes),
     ("etcd_begins_again_with_a_snapshot", begins_again),
 ];
@@ -223,6 +224,20 @@ fn takes_in_another(two: &mut Two) -> Result<()> {
     two.wait_for_members(&[0, 1])?;
     two.wait_for_health(1)?;
     until(|| two.save_snapshot(1))
+}
+
+/// One of two is no quorum.
+fn keeps_who_cannot_leave(two: &mut Two) -> Result<()> {
+    two.wait_for_members(&[0, 1])?;
+    two.machines[0].unplug(0)?;
+    let refused = until(|| {
+        let said = two.operator.refused(&["-n", ADDRESSES[0], "reset"])?;
+        ensure!(said.contains("cannot leave etcd") && said.contains("--graceful=false"), "{said}");
+        Ok(())
+    });
+    two.machines[0].plug(0)?;
+    refused?;
+    two.wait_for_members(&[0, 1]).map(drop)
 }
 
 fn outlives_its_nodes(two: &mut Two) -> Result<()> {
