@@ -28,7 +28,7 @@ pub static TARGETS: &[Target] = &[
         network_section,
         &[b"interfaces: [{interface: eth0, mtu: 1500, dhcp: true}]\n", LINKS],
     ),
-    ("device_selector", device_selector, &[b"0000:00:1f.*\00000:00:1f.6", b"*a?*b\0xaxxb"]),
+    ("device_selector", device_selector, &[b"0000:00:1f.*\x000000:00:1f.6", b"*a?*b\0xaxxb"]),
     ("client_configuration", client_configuration, &[CLIENT]),
     ("pem_certificates", pem_certificates, &[CERTIFICATE]),
     ("pem_private_key", pem_private_key, &[KEY]),
@@ -291,7 +291,7 @@ pub fn dns_message(bytes: &[u8]) {
     let servers = vec![Server::plain(([192, 0, 2, 1], 53).into())];
     resolver.handle(now, &mut random, Event::Known(&Known { servers, hosts: Hosts::default() }));
     let (mut waiting, mut attempts) = (Vec::new(), Vec::new());
-    let mut take = |actions: Vec<Action>, attempts: &mut Vec<u64>, waiting: &mut Vec<u64>| {
+    let take = |actions: Vec<Action>, attempts: &mut Vec<u64>, waiting: &mut Vec<u64>| {
         for action in actions {
             match action {
                 Action::Reply { client, message } => {
