@@ -57,6 +57,8 @@ pub(crate) const APID_SECRETS: &str = "/system/secrets/apid";
 
 /// The folder for the authority's key, the token and trustd's certificate.
 pub(crate) const TRUSTD_SECRETS: &str = "/system/secrets/trustd";
+/// What networkd asks etcd with, where an address wanders between control planes.
+pub(crate) const NETWORKD_SECRETS: &str = "/system/secrets/networkd";
 /// Where control planes may place files for this node (spec §4.1).
 const TRUST_FOLDER: &str = "/var/lib/orlop/trust";
 
@@ -323,6 +325,7 @@ fn runtime() -> Containerd {
 
 fn socket_folders() -> Result<(), Error> {
     socket_folder(Path::new(NETWORKD_SOCKET), NETWORKD_UID, ROUTERD_UID)?;
+    own_folder(Path::new(NETWORKD_SECRETS), NETWORKD_UID)?;
     socket_folder(Path::new(TIMED_SOCKET), TIMED_UID, ROUTERD_UID)?;
     socket_folder(Path::new(ROUTERD_SOCKET), ROUTERD_UID, APID_UID)?;
     socket_folder(Path::new(APID_SOCKET), APID_UID, 0)
@@ -396,6 +399,7 @@ fn networkd(containerd: &Containerd) -> Definition {
         same_read_write("/etc/resolv.conf"),
         same_read_write("/etc/hosts"),
         same_read_write(folder(NETWORKD_SOCKET)),
+        same_read_only(NETWORKD_SECRETS),
     ]);
     Definition {
         dependencies: vec![Dependency::to_prepare("containerd")],

@@ -6,7 +6,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{
-    AddressAttribute, AddressMessage, AddressProtocol, AddressScope, CacheInfo,
+    AddressAttribute, AddressHeaderFlags, AddressMessage, AddressProtocol, AddressScope, CacheInfo,
 };
 
 use crate::Protocol;
@@ -18,7 +18,7 @@ pub struct Address {
     pub index: u32,
     /// The address with the length of its network's prefix; host bits are kept.
     pub net: IpNet,
-    /// Who added it.
+    /// Who added it; [`Protocol::CONFIGURED`] ones wander between hosts.
     pub protocol: Protocol,
     /// The kernel removes it by itself after this time; `None` means never.
     pub valid: Option<Duration>,
@@ -69,6 +69,10 @@ impl Address {
             AddressAttribute::Address(address),
             AddressAttribute::CacheInfo(lifetimes),
         ]);
+        // Whose it is was settled before it came here: nobody needs to be asked.
+        if self.protocol == Protocol::CONFIGURED && address.is_ipv6() {
+            message.header.flags |= AddressHeaderFlags::Nodad;
+        }
         if self.protocol != Protocol::UNSPECIFIED {
             let by = AddressProtocol::from(self.protocol.0);
             message.attributes.push(AddressAttribute::Protocol(by));

@@ -53,7 +53,7 @@ pub use packet::PacketSocket;
 pub use raw::RawSocket;
 pub use requests::Netlink;
 pub use route::{Route, Table};
-pub use router::{RouterSocket, udp6_on_link};
+pub use router::{RouterSocket, advertise_neighbour, udp6_on_link};
 pub use rule::{Action, Rule};
 pub use uevents::{Notice, Uevents};
 

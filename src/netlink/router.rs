@@ -12,6 +12,8 @@ use nix::sys::socket::{
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use crate::Mac;
+
 /// Asks the routers of one link for advertisements, and receives them. Needs `CAP_NET_RAW`.
 #[derive(Debug)]
 pub struct RouterSocket {
@@ -21,6 +23,8 @@ pub struct RouterSocket {
 
 const ROUTER_SOLICITATION: u8 = 133;
 const ROUTER_ADVERTISEMENT: u8 = 134;
+const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
+const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 const ALL_ROUTERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 2);
 /// What a packet has that no router passed on (RFC 4861 §6.1).
 const HOP_LIMIT: i32 = 255;
@@ -88,6 +92,38 @@ impl RouterSocket {
     }
 }
 
+/// Tells every station of a link that `address` is ours now (RFC 4861 §7.2.6): whoever knew another holder
+/// takes the new one. Needs `CAP_NET_RAW`.
+///
+/// # Errors
+/// When the kernel refuses: no such link, no IPv6, the link is down.
+pub fn advertise_neighbour(index: u32, name: &str, mac: Mac, address: Ipv6Addr) -> io::Result<()> {
+    let socket =
+        socket(AddressFamily::Inet6, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::IcmpV6)?;
+    let hops = libc::IPV6_MULTICAST_HOPS;
+    crate::packet::set_option(&socket, libc::IPPROTO_IPV6, hops, &HOP_LIMIT)?;
+    setsockopt(&socket, sockopt::BindToDevice, &name.into())?;
+    let to = SockaddrIn6::from(SocketAddrV6::new(ALL_NODES, 0, 0, index));
+    let message = advertisement(mac, address);
+    sendto(socket.as_raw_fd(), &message, &to, MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT)?;
+    Ok(())
+}
+
+/// A neighbour advertisement, RFC 4861 §4.4; the kernel computes the checksum.
+fn advertisement(mac: Mac, address: Ipv6Addr) -> [u8; 32] {
+    /// Not asked for, and to be believed (the flags R, S and O).
+    const OVERRIDE: u8 = 0b0010_0000;
+    /// The target's link-layer address, of one unit of eight bytes.
+    const OPTION: [u8; 2] = [2, 1];
+    let mut message = [0; 32];
+    message[0] = NEIGHBOUR_ADVERTISEMENT;
+    message[4] = OVERRIDE;
+    message[8..24].copy_from_slice(&address.octets());
+    message[24..26].copy_from_slice(&OPTION);
+    message[26..].copy_from_slice(&mac.0);
+    message
+}
+
 /// A UDP socket for IPv6 alone on `port`, that hears and uses nothing but the link called `name`. A port
 /// below 1024 needs `CAP_NET_BIND_SERVICE`.
 ///
@@ -121,4 +157,18 @@ fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         .any(|part| matches!(part, ControlMessageOwned::Ipv6HopLimit(limit) if limit == HOP_LIMIT));
     let from_router = message.address.is_some_and(|from| from.ip().is_unicast_link_local());
     Ok((near && from_router).then_some(message.bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_advertisement_names_the_new_holder() {
+        let address = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0x100);
+        let message = advertisement(Mac([2, 0, 0, 0, 0, 9]), address);
+        assert_eq!(message[..8], [136, 0, 0, 0, 0x20, 0, 0, 0]);
+        assert_eq!(message[8..24], address.octets());
+        assert_eq!(message[24..], [2, 1, 2, 0, 0, 0, 0, 9]);
+    }
 }

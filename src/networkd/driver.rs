@@ -14,12 +14,13 @@ use std::time::Duration;
 use orlop_netlink::wireguard::{self as wg, Device, PublicKey, What, Wireguard};
 use orlop_netlink::{Change, Changes, Direct, Duplicates, Kind, Link, Mac, Netlink, host};
 use orlop_rt::{Backoff, CancellationToken, Chain};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tracing::{Instrument as _, debug, info, info_span, warn};
 
 use crate::advertisement::Learned;
 use crate::dhcp::{Carrier, Keeper, Memory, Update, now, wait_until};
+use crate::holder::{Held, Place, Wanderer};
 use crate::machine::{Lease, Remembered, Uptime, Wishes};
 use crate::machine6;
 use crate::made::{self, Wanted};
@@ -37,6 +38,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub(crate) const RELEASE: &str = "release";
 /// How long that may take.
 const FAREWELL: Duration = Duration::from_secs(2);
+/// Addresses that wander are handed over before that.
+const HANDOVER: Duration = Duration::from_secs(4);
 /// Until what failed is tried again.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(60);
@@ -92,6 +95,16 @@ pub(crate) struct Driver {
     release: CancellationToken,
     /// Options that a link was told: if it does not show them, it is not told again at once.
     told_kinds: BTreeMap<u32, Kind>,
+    /// The addresses that wander and are here, by their links, and for how long.
+    held: BTreeMap<(u32, IpAddr), Uptime>,
+    /// Who takes part in their elections, by link.
+    wanderers: BTreeMap<u32, Part>,
+    elections: JoinSet<()>,
+    holds: (mpsc::Sender<Held>, mpsc::Receiver<Held>),
+    /// Those who wait until the kernel knows.
+    waiting: Vec<oneshot::Sender<()>>,
+    /// Ends the elections.
+    stop: CancellationToken,
     /// Where WireGuard links are asked and told, once there is one.
     wireguard: Option<Wireguard>,
     /// What they shall know.
@@ -117,6 +130,14 @@ struct Handle {
     task: AbortHandle,
 }
 
+/// A part in an election.
+struct Part {
+    name: String,
+    mac: Mac,
+    address: IpAddr,
+    carrier: watch::Sender<Carrier>,
+}
+
 /// Which keeper ended, and how.
 type Ended = (u32, io::Result<()>);
 
@@ -125,6 +146,8 @@ enum Happened {
     Duplicate(io::Result<(u32, Ipv6Addr)>),
     Lease(Update),
     Heard(Heard),
+    Held(Held),
+    ElectionEnded(Result<(), JoinError>),
     KeeperEnded(Result<Ended, JoinError>),
     ListenerEnded(Result<(String, io::Result<()>), JoinError>),
     ResolverEnded(Result<io::Result<()>, JoinError>),
@@ -169,6 +192,12 @@ impl Driver {
             retry_at: None,
             release: CancellationToken::new(),
             told_kinds: BTreeMap::new(),
+            held: BTreeMap::new(),
+            wanderers: BTreeMap::new(),
+            elections: JoinSet::new(),
+            holds: mpsc::channel(UPDATES),
+            waiting: Vec::new(),
+            stop: CancellationToken::new(),
             wireguard: None,
             encrypted: BTreeMap::new(),
             told_endpoints: BTreeMap::new(),
@@ -187,6 +216,7 @@ impl Driver {
             if !std::mem::replace(&mut settled, false) {
                 self.reconcile().await;
             }
+            self.tell_waiting();
             let timer = wait_until(self.wake_at());
             let look = wait_until(self.look_at);
             // All arms are cancel-safe.
@@ -195,6 +225,8 @@ impl Driver {
                 found = self.duplicates.next() => Happened::Duplicate(found),
                 Some(update) = self.updates.1.recv() => Happened::Lease(update),
                 Some(heard) = self.heard.1.recv() => Happened::Heard(heard),
+                Some(held) = self.holds.1.recv() => Happened::Held(held),
+                Some(ended) = self.elections.join_next() => Happened::ElectionEnded(ended),
                 Some(ended) = self.tasks.join_next() => Happened::KeeperEnded(ended),
                 Some(ended) = self.listeners.join_next() => Happened::ListenerEnded(ended),
                 Some(ended) = self.resolver.join_next() => Happened::ResolverEnded(ended),
@@ -219,6 +251,9 @@ impl Driver {
                         };
                     }
                 }
+                Happened::Held(held) => self.take_held(held),
+                // Those who take part end when they are told to, and not by themselves.
+                Happened::ElectionEnded(Ok(())) => {}
                 Happened::KeeperEnded(Ok((index, result))) => self.keeper_ended(index, result),
                 // Without IPv6 there are no routers to hear: the node does well without.
                 Happened::ListenerEnded(Ok((link, Err(error)))) => {
@@ -231,6 +266,10 @@ impl Driver {
                     }
                     self.try_again_later();
                 }
+                Happened::ElectionEnded(Err(error)) if error.is_panic() => {
+                    std::panic::resume_unwind(error.into_panic());
+                }
+                Happened::ElectionEnded(Err(_)) => {}
                 Happened::KeeperEnded(Err(error))
                 | Happened::ListenerEnded(Err(error))
                 | Happened::ResolverEnded(Err(error))
@@ -259,8 +298,25 @@ impl Driver {
         }
     }
 
-    /// Leaves everything as it is, unless the machine goes away for long: then leases are given back.
+    /// Leaves everything as it is but addresses that wander; if the machine goes away for long, leases are given
+    /// back as well.
     async fn leave(mut self) {
+        self.stop.cancel();
+        let handed_over = async {
+            loop {
+                tokio::select! {
+                    Some(held) = self.holds.1.recv() => {
+                        self.take_held(held);
+                        self.reconcile().await;
+                        self.tell_waiting();
+                    }
+                    ended = self.elections.join_next() => if ended.is_none() { break },
+                }
+            }
+        };
+        if tokio::time::timeout(HANDOVER, handed_over).await.is_err() {
+            warn!("an address that wanders was not handed over in time; its lease ends by itself");
+        }
         if !self.options.state.join(RELEASE).exists() {
             return;
         }
@@ -347,9 +403,11 @@ impl Driver {
             let intents = plan::intents(&self.settings, &observed.links);
             self.believe_routers(&intents, &observed.links);
             self.keep_leases(&intents, &observed);
+            self.keep_parts(&intents, &observed.links);
             let desired = Desired::new(&intents, &self.leases, now())
                 .with_leases6(&self.leases6, now())
                 .with_made_links(&self.settings, &observed.links)
+                .with_held(&self.held, now())
                 .with_wireguard(&self.settings, &observed.links, &self.told_endpoints);
             self.encrypted.clone_from(&desired.wireguard);
             self.look_at = (!self.encrypted.is_empty()).then(|| now() + LOOK_INTERVAL);
@@ -463,6 +521,59 @@ impl Driver {
             }
         }
         done
+    }
+
+    /// Takes part in the elections of addresses that wander, and in no others.
+    fn keep_parts(&mut self, intents: &BTreeMap<u32, Intent>, links: &[Link]) {
+        let vip = |index: &u32| intents.get(index).and_then(|intent| intent.vip);
+        let same = |index: &u32, part: &Part| {
+            let link = links.iter().find(|link| link.index == *index);
+            link.is_some_and(|link| link.mac == Some(part.mac) && link.name == part.name)
+                && vip(index) == Some(part.address)
+        };
+        // Without the other end of its carrier, each gives up what it has.
+        self.wanderers.retain(|index, part| same(index, part));
+        if self.stop.is_cancelled() {
+            return;
+        }
+        for link in links {
+            let (Some(address), Some(mac)) = (vip(&link.index), link.mac) else { continue };
+            let part = self.wanderers.entry(link.index).or_insert_with(|| {
+                let (carrier, carries) = watch::channel(Carrier::of(link));
+                let wanderer = Wanderer {
+                    index: link.index,
+                    name: link.name.clone(),
+                    mac,
+                    address,
+                    place: Place {
+                        folder: self.options.etcd.clone(),
+                        member: self.options.etcd_member.clone(),
+                    },
+                    updates: self.holds.0.clone(),
+                    stop: self.stop.clone(),
+                };
+                let span = info_span!("vip", link = %link.name);
+                self.elections.spawn(wanderer.run(carries).instrument(span));
+                Part { name: link.name.clone(), mac, address, carrier }
+            });
+            let seen = Carrier::of(link);
+            part.carrier.send_if_modified(|carrier| std::mem::replace(carrier, seen) != seen);
+        }
+    }
+
+    fn take_held(&mut self, Held { index, address, until, done }: Held) {
+        match until {
+            Some(until) => drop(self.held.insert((index, address), until)),
+            None => drop(self.held.remove(&(index, address))),
+        }
+        self.waiting.push(done);
+    }
+
+    /// Who no longer waits need not know.
+    fn tell_waiting(&mut self) {
+        for waiting in self.waiting.drain(..) {
+            let _ = waiting.send(());
+        }
     }
 
     /// Does something with WireGuard links; the socket is opened when it is first needed.

@@ -28,6 +28,8 @@ pub async fn reconcile(folder: &Path, network: &str, turns: usize) -> io::Result
         resolv_conf: path("resolv.conf"),
         hosts: path("hosts"),
         arp_probes: PROBES,
+        etcd: path("etcd"),
+        etcd_member: String::new(),
         keep_host_name: true,
         debug: false,
     };

@@ -10,6 +10,9 @@
 //! ([`machine6`], [`wire6`]) when they say so. `api` answers
 //! `network.NetworkService` and `health.Health` on a unix socket.
 //!
+//! An address that wanders between control planes is here for as long as an election ([`vip`]) says so; a task
+//! for each (`holder`) asks etcd.
+//!
 //! It runs as a container of the node, or before there is one as a child of PID 1. Stopping it takes
 //! nothing away, unless a file `release` in the state folder says that the machine goes away for long:
 //! addresses and routes stay until their lease ends, and the next start finds them by
@@ -27,6 +30,7 @@ pub mod plan;
 pub mod resolver;
 pub mod selectors;
 pub mod settings;
+pub mod vip;
 pub mod wire;
 pub mod wire6;
 pub mod wireguard;
@@ -34,6 +38,7 @@ pub mod wireguard;
 mod api;
 mod dhcp;
 mod driver;
+mod holder;
 mod routers;
 
 use std::ffi::OsString;
@@ -72,6 +77,12 @@ pub struct Options {
     /// How often to ask whether another host has an address, before it is used
     #[arg(long, value_name = "COUNT", default_value_t = machine::PROBES)]
     pub arp_probes: u32,
+    /// Where the certificates are that etcd is asked with, who has an address that wanders
+    #[arg(long, value_name = "FOLDER", default_value = "/system/secrets/networkd")]
+    pub etcd: PathBuf,
+    /// The member of etcd that is asked
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:2379")]
+    pub etcd_member: String,
     /// Leave the kernel's host and domain name as they are
     #[arg(long)]
     pub keep_host_name: bool,

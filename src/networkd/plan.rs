@@ -331,13 +331,16 @@ impl Desired {
         self
     }
 
-    /// Adds the addresses that wander between nodes and are here now.
+    /// Adds the addresses that wander between nodes and are here now, each until then: the kernel is told whole
+    /// seconds, and rather takes it away too early.
     #[must_use]
-    pub fn with_held(mut self, held: &BTreeMap<u32, IpAddr>) -> Self {
-        for (index, address) in held.iter().filter(|(index, _)| self.links.contains_key(*index)) {
-            let net = IpNet::from(*address);
-            let protocol = Protocol::CONFIGURED;
-            self.addresses.push(Address { index: *index, net, protocol, valid: None });
+    pub fn with_held(mut self, held: &BTreeMap<(u32, IpAddr), Uptime>, now: Uptime) -> Self {
+        for ((index, address), until) in held {
+            let left = Duration::from_secs(until.saturating_sub(now).as_secs());
+            if self.links.contains_key(index) && !left.is_zero() {
+                let (net, protocol) = (IpNet::from(*address), Protocol::CONFIGURED);
+                self.addresses.push(Address { index: *index, net, protocol, valid: Some(left) });
+            }
         }
         self
     }

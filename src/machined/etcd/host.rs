@@ -14,7 +14,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::{Stream, StreamExt as _};
-use orlop_config::machine::{MachineConfig, MachineType};
+use orlop_config::machine::{Interface, MachineConfig, MachineType};
 use orlop_pki::{Secret, certificate};
 use orlop_proto::common::Data as Piece;
 use orlop_rt::{Beside, Chain, Exit};
@@ -42,7 +42,7 @@ use crate::identity;
 use crate::node::Node;
 use crate::plan;
 use crate::renewal::{Now, Renewal, Validity};
-use crate::services::{BINARY, START_LIMIT};
+use crate::services::{BINARY, NETWORKD_SECRETS, NETWORKD_UID, START_LIMIT};
 
 /// Where etcd's program may be: the image's, or one that was put on the EPHEMERAL volume. `etcdutl` is
 /// looked for beside it. They may use the C library of the image, and no other.
@@ -56,6 +56,8 @@ const LOG: &str = "member/wal";
 /// The host's folder of certificates, and where etcd sees it (spec §8.4).
 const SECRETS: &str = "/system/secrets/etcd";
 const SECRETS_INSIDE: &str = "/etc/kubernetes/pki/etcd";
+/// Those of its files that networkd has, too.
+const SHARED: [&str; 3] = ["ca.crt", "admin.crt", "admin.key"];
 /// What EtcdRecover has taken.
 const SNAPSHOT: &str = "/var/lib/orlop/etcd.snapshot";
 /// Its user and group (`/etc/passwd` of the image).
@@ -164,6 +166,7 @@ async fn prepare(node: &Node) -> Result<Prepared, Error> {
     let config = node.config()?;
     let own = own()?;
     write_secrets(&basis(&config, &own)?, SystemTime::now())?;
+    share_secrets(&config)?;
     fs::create_dir_all(DATA)
         .and_then(|()| fs::set_permissions(DATA, fs::Permissions::from_mode(0o700)))
         .and_then(|()| chown(DATA, Some(ETCD_UID), Some(ETCD_UID)))
@@ -247,6 +250,41 @@ fn write_secrets(basis: &Basis, now: SystemTime) -> Result<Validity, Error> {
     Ok(Validity { not_before, not_after })
 }
 
+/// What networkd needs to ask this node's member who has an address that wanders between control planes; nothing
+/// where none does.
+fn share_secrets(config: &MachineConfig) -> Result<(), Error> {
+    let wanders = |interface: &Interface| {
+        interface.vip.is_some() || interface.vlans.iter().any(|vlan| vlan.vip.is_some())
+    };
+    let folder = Path::new(NETWORKD_SECRETS);
+    if !config.machine.network.interfaces.iter().any(wanders) {
+        for name in SHARED {
+            match fs::remove_file(folder.join(name)) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(Error::file("remove", folder.join(name), source));
+                }
+                _ => {}
+            }
+        }
+        return Ok(());
+    }
+    let mut files = Vec::new();
+    for name in SHARED {
+        let path = Path::new(SECRETS).join(name);
+        let text =
+            fs::read_to_string(&path).map_err(|source| Error::file("read", &path, source))?;
+        files.push((name, Secret::new(text)));
+    }
+    let same = |(name, text): &(&str, Secret)| {
+        fs::read_to_string(folder.join(name)).is_ok_and(|there| there == text.expose())
+    };
+    if files.iter().all(same) {
+        return Ok(());
+    }
+    let files: Vec<_> = files.iter().map(|(name, text)| (*name, text.expose())).collect();
+    identity::write_all(folder, NETWORKD_UID, &files)
+}
+
 /// Keeps the certificates fresh once there are any, until the node goes down.
 pub(crate) async fn keep_secrets(node: Node) {
     let mut renewal = Renewal::new();
@@ -257,6 +295,10 @@ pub(crate) async fn keep_secrets(node: Node) {
             check.tick().await;
             if !has_started() {
                 continue;
+            }
+            // Also for a `vip` that came with a new configuration.
+            if let Err(error) = node.config().and_then(|config| share_secrets(&config)) {
+                warn!(error = %Chain(&error), "networkd cannot ask etcd; trying on");
             }
             let now = Now { wall: SystemTime::now(), monotonic: orlop_sys::monotonic() };
             let basis = node.config().and_then(|config| basis(&config, &own()?));

@@ -177,6 +177,8 @@ impl World {
             resolv_conf: self.path("resolv.conf"),
             hosts: self.path("hosts"),
             arp_probes: 3,
+            etcd: self.path("etcd"),
+            etcd_member: "127.0.0.1:2379".to_owned(),
             keep_host_name: false,
             debug: true,
         };
