@@ -3,6 +3,31 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+/// Where nodes run (spec §7.1), in both generations.
+pub(crate) const PLATFORMS: [&str; 21] = [
+    "akamai",
+    "alibabacloud",
+    "aws",
+    "azure",
+    "cloudstack",
+    "container",
+    "digital-ocean",
+    "equinixMetal",
+    "exoscale",
+    "gcp",
+    "hcloud",
+    "metal",
+    "nocloud",
+    "opennebula",
+    "openstack",
+    "oracle",
+    "packet",
+    "scaleway",
+    "upcloud",
+    "vmware",
+    "vultr",
+];
+
 /// Why a task failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
@@ -14,6 +39,11 @@ pub(crate) enum Error {
     System { operation: &'static str, source: io::Error },
     #[error("the kernel command line lacks {}; add it in the boot loader", missing.join(" "))]
     KernelArguments { missing: Vec<String> },
+    #[error(
+        "unknown platform: {name:?}; write one of these after talos.platform=: {}",
+        PLATFORMS.join(" ")
+    )]
+    UnknownPlatform { name: String },
     #[error(
         "there is no machine configuration; boot with talos.config=URL (http://, file:// or metal-iso)"
     )]
@@ -28,6 +58,11 @@ pub(crate) enum Error {
     Trust(String),
     #[error("etcd: {0}")]
     Etcd(String),
+    #[error("{}", no_installer(boot.as_deref()))]
+    NoInstaller {
+        /// The partition of boot entries, if there is one.
+        boot: Option<PathBuf>,
+    },
     #[error("bring up the services")]
     Services(#[source] orlop_supervise::Error),
 }
@@ -42,8 +77,10 @@ impl Error {
     pub(crate) fn reboot_may_help(&self) -> bool {
         match self {
             Self::KernelArguments { .. }
+            | Self::UnknownPlatform { .. }
             | Self::NoConfiguration
             | Self::BadConfiguration
+            | Self::NoInstaller { .. }
             | Self::Pki(_) => false,
             Self::File { .. }
             | Self::Mount { .. }
@@ -54,6 +91,23 @@ impl Error {
             | Self::Services(_) => true,
         }
     }
+}
+
+/// Why nothing is installed, upgraded or rolled back.
+fn no_installer(boot: Option<&Path>) -> String {
+    let why = match boot {
+        None => {
+            "this node does not run from a disk it could install to (no partition is named BOOT)"
+                .to_owned()
+        }
+        Some(boot) => {
+            format!("BOOT is on {}, but this release writes no boot entries", boot.display())
+        }
+    };
+    format!(
+        "{why}; installing to a disk, upgrades and going back come with a later release: until then \
+         start the other image where this one was started from"
+    )
 }
 
 #[cfg(test)]
@@ -73,5 +127,14 @@ mod tests {
         let error = Error::file("read", "/a", io::Error::other("x"));
         assert_eq!(error.to_string(), "read /a");
         assert!(error.reboot_may_help());
+    }
+
+    #[test]
+    fn what_cannot_be_installed_is_told_with_what_to_do() {
+        let memory = Error::NoInstaller { boot: None }.to_string();
+        assert!(memory.contains("no partition is named BOOT") && memory.contains("later release"));
+        let disk = Error::NoInstaller { boot: Some("/dev/sda3".into()) };
+        assert!(disk.to_string().starts_with("BOOT is on /dev/sda3, but"), "{disk}");
+        assert!(!disk.reboot_may_help());
     }
 }

@@ -113,3 +113,96 @@ impl MachineService for EventServer {
         Ok(Response::new(Box::pin(events)))
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use http::uri::PathAndQuery;
+    use prost::Message as _;
+    use prost::bytes::{Buf as _, BufMut as _};
+    use tonic::client::Grpc;
+    use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+
+    use super::*;
+
+    /// Messages as they are on the wire.
+    #[derive(Clone, Copy)]
+    struct Raw;
+
+    impl Codec for Raw {
+        type Encode = Vec<u8>;
+        type Decode = Vec<u8>;
+        type Encoder = Self;
+        type Decoder = Self;
+
+        fn encoder(&mut self) -> Self {
+            *self
+        }
+
+        fn decoder(&mut self) -> Self {
+            *self
+        }
+    }
+
+    impl Encoder for Raw {
+        type Item = Vec<u8>;
+        type Error = Status;
+
+        fn encode(&mut self, item: Vec<u8>, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+            buffer.put_slice(&item);
+            Ok(())
+        }
+    }
+
+    impl Decoder for Raw {
+        type Item = Vec<u8>;
+        type Error = Status;
+
+        fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Vec<u8>>, Status> {
+            let mut item = vec![0; buffer.remaining()];
+            buffer.copy_to_slice(&mut item);
+            Ok(Some(item))
+        }
+    }
+
+    /// Checklist 12 of the specification, over a real socket.
+    #[tokio::test]
+    async fn fields_that_only_newer_clients_know_are_ignored() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("machine.sock");
+        let server = EventServer::new();
+        ["one", "two", "three"].iter().for_each(|message| server.publish(message));
+        // A field of each kind on the wire, beside `tail_events` (1): varint, fixed64, bytes, fixed32.
+        let mut request = vec![0x08, 2];
+        for (field, value) in [
+            (1000_u32 << 3, &[0x96, 0x01][..]),
+            ((1001 << 3) | 1, &[1, 2, 3, 4, 5, 6, 7, 8]),
+            ((1002 << 3) | 2, &[3, b'n', b'e', b'w']),
+            ((1003 << 3) | 5, &[1, 2, 3, 4]),
+        ] {
+            prost::encoding::encode_varint(field.into(), &mut request);
+            request.extend(value);
+        }
+        let shutdown = CancellationToken::new();
+        let asking = async {
+            while !socket.exists() {
+                tokio::task::yield_now().await;
+            }
+            let mut client = Grpc::new(orlop_rpc::unix::channel(&socket));
+            client.ready().await.unwrap();
+            let path = PathAndQuery::from_static("/machine.MachineService/Events");
+            let answer = client.server_streaming(Request::new(request), path, Raw).await.unwrap();
+            let mut stream = answer.into_inner();
+            for message in ["two", "three"] {
+                let event = stream.message().await.unwrap().unwrap();
+                let event = proto::Event::decode(&event[..]).unwrap().data.unwrap();
+                let event = proto::ServiceStateEvent::decode(&event.value[..]).unwrap();
+                assert_eq!(event.message, message);
+            }
+            drop(stream);
+            shutdown.cancel();
+        };
+        let (served, ()) = tokio::join!(server.serve(&socket, shutdown.clone()), asking);
+        served.unwrap();
+    }
+}

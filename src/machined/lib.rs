@@ -53,6 +53,7 @@ mod timeline;
 mod trust;
 mod user;
 mod volumes;
+mod wipe;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -217,6 +218,7 @@ async fn live(cmdline: Cmdline) {
         ending = ends.recv() => ending.unwrap_or(End::Reboot.into()),
         end = signalled(&node) => end.into(),
         never = etcd::host::bootstraps(&node) => match never {},
+        never = node.checks() => match never {},
         () = button::pressed() => {
             info!("the power button was pressed");
             node.shutdown_end().into()

@@ -1,9 +1,10 @@
 //! What PID 1 knows of its node, shared by the tasks of the sequences and by the machine API.
 
+use std::convert::Infallible;
 use std::hash::{BuildHasher as _, RandomState};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use orlop_config::cmdline::Cmdline;
@@ -12,7 +13,7 @@ use orlop_proto::machine::ServiceStateEvent;
 use orlop_rt::{CancellationToken, Chain};
 use orlop_supervise::{Cause, Change, Handle, Reaper, Supervisor};
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::{broadcast, mpsc, watch};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
@@ -44,6 +45,21 @@ impl From<End> for Ending {
     }
 }
 
+/// Why a sequence does not begin.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Refused {
+    #[error("{sequence}: another sequence is running")]
+    Locked { sequence: &'static str },
+    #[error(transparent)]
+    Check(Error),
+}
+
+/// An end whose checks are to come.
+struct Asked {
+    ending: Ending,
+    tell: oneshot::Sender<Result<(), Refused>>,
+}
+
 /// Shared by clones.
 #[derive(Clone, Debug)]
 pub(crate) struct Node(Arc<Inner>);
@@ -66,12 +82,16 @@ struct Inner {
     applying: tokio::sync::Mutex<()>,
     /// What became of etcd so far.
     etcd: Etcd,
-    /// What a reset wipes.
-    wiped: OnceLock<Vec<PathBuf>>,
+    /// What a reset wipes. Held for an assignment.
+    wiped: Mutex<Vec<PathBuf>>,
     /// The sequencer's lock: while a sequence runs, another one is refused.
     locked: AtomicBool,
     /// Takes one request: the first ends the machine.
     ends: mpsc::Sender<Ending>,
+    /// What is checked before it is one of these.
+    asked: mpsc::Sender<Asked>,
+    /// [`Node::checks`] has it.
+    to_check: tokio::sync::Mutex<mpsc::Receiver<Asked>>,
     /// Ends what runs beside the services.
     shutdown: CancellationToken,
     /// What runs beside the services, for as long as the node does. Held for a spawn.
@@ -87,6 +107,7 @@ impl Node {
         let story = Story::new(orlop_telemetry::left_start(), orlop_sys::monotonic());
         let timeline = Timeline::new(story);
         let (supervisor, handle) = Supervisor::new();
+        let (asked, to_check) = mpsc::channel(1);
         let node = Self(Arc::new(Inner {
             cmdline,
             events: events.clone(),
@@ -99,9 +120,11 @@ impl Node {
             waiting: Mutex::default(),
             applying: tokio::sync::Mutex::default(),
             etcd: Etcd::default(),
-            wiped: OnceLock::new(),
+            wiped: Mutex::default(),
             locked: AtomicBool::new(true),
             ends: ends.clone(),
+            asked,
+            to_check: tokio::sync::Mutex::new(to_check),
             shutdown: CancellationToken::new(),
             tasks: Mutex::default(),
         }));
@@ -231,16 +254,15 @@ impl Node {
     }
 
     /// What the reset that was asked for wipes.
-    pub(crate) fn wiped(&self) -> &[PathBuf] {
-        self.0.wiped.get().map_or(&[], Vec::as_slice)
+    pub(crate) fn wiped(&self) -> Vec<PathBuf> {
+        self.0.wiped.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Asks for a reset that wipes these devices; as [`Node::request_end`].
     pub(crate) fn request_reset(&self, devices: Vec<PathBuf>, ending: Ending) {
-        if self.0.wiped.set(devices).is_err() {
-            return sequence::refuse(ending.sequence, self.events());
-        }
-        self.request_end(ending);
+        // Only those of the reset that is taken.
+        let taken = || *self.0.wiped.lock().unwrap_or_else(PoisonError::into_inner) = devices;
+        self.end(ending, taken);
     }
 
     /// From the first task to services that are all healthy.
@@ -273,10 +295,55 @@ impl Node {
     /// Asks for the end of the machine; while another sequence runs, the request is refused, which
     /// those who watch the events are told.
     pub(crate) fn request_end(&self, ending: impl Into<Ending>) {
-        let ending = ending.into();
-        let free = !self.0.locked.swap(true, Ordering::AcqRel);
-        if !(free && self.0.ends.try_send(ending).is_ok()) {
+        self.end(ending.into(), || {});
+    }
+
+    fn end(&self, ending: Ending, taken: impl FnOnce()) {
+        if self.0.locked.swap(true, Ordering::AcqRel) {
+            return sequence::refuse(ending.sequence, self.events());
+        }
+        taken();
+        if self.0.ends.try_send(ending).is_err() {
             sequence::refuse(ending.sequence, self.events());
+        }
+    }
+
+    /// As [`Node::request_end`], once the checks of its sequence are well. They go on without the caller.
+    pub(crate) async fn request_end_after_checks(&self, ending: Ending) -> Result<(), Refused> {
+        let Ending { sequence, .. } = ending;
+        if self.0.locked.swap(true, Ordering::AcqRel) {
+            sequence::refuse(sequence, self.events());
+            return Err(Refused::Locked { sequence: sequence.name });
+        }
+        let (tell, told) = oneshot::channel();
+        // The lock is ours: there is no other one.
+        let asked = self.0.asked.try_send(Asked { ending, tell });
+        debug_assert!(asked.is_ok());
+        told.await.unwrap_or(Err(Refused::Locked { sequence: sequence.name }))
+    }
+
+    /// Goes through the checks of the sequences that are asked for, for as long as the node lives.
+    pub(crate) async fn checks(&self) -> Infallible {
+        let mut asked = self.0.to_check.lock().await;
+        loop {
+            // The sender is kept in the node; it does not go away.
+            let Some(Asked { ending, tell }) = asked.recv().await else { continue };
+            let Ending { sequence, .. } = ending;
+            let perform = async |task| tasks::perform(self, task).await;
+            let checked = sequence::check(sequence, self.events(), self.timeline(), perform).await;
+            let result = match checked {
+                Err(error) => {
+                    self.unlock();
+                    Err(Refused::Check(error))
+                }
+                // Full: the node goes down for another reason.
+                Ok(()) => self.0.ends.try_send(ending).map_err(|_| {
+                    sequence::refuse(sequence, self.events());
+                    Refused::Locked { sequence: sequence.name }
+                }),
+            };
+            // Nobody waits any more: the events tell.
+            let _ = tell.send(result);
         }
     }
 
@@ -318,6 +385,9 @@ pub(crate) const BOOT_LIMIT: Duration = Duration::from_secs(25 * 60);
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
     use orlop_proto::common::Code;
     use orlop_proto::machine::SequenceEvent;
     use orlop_proto::machine::sequence_event::Action;
@@ -325,6 +395,7 @@ mod tests {
 
     use super::*;
     use crate::events::Tail;
+    use crate::plan;
 
     /// Nothing is awaited, so that the node's reaper never runs: it would take other tests' children.
     #[tokio::test]
@@ -341,5 +412,64 @@ mod tests {
         let told = SequenceEvent::decode(&told.data.value[..]).unwrap_or_default();
         assert_eq!((told.sequence.as_str(), told.action()), ("shutdown", Action::Noop));
         assert_eq!(told.error.map(|error| error.code()), Some(Code::Locked));
+    }
+
+    /// As above: the futures are polled here, and nothing else is.
+    fn here<T>(future: impl Future<Output = T>) -> T {
+        let (mut future, mut context) = (pin!(future), Context::from_waker(Waker::noop()));
+        loop {
+            match future.as_mut().poll(&mut context) {
+                Poll::Ready(value) => return value,
+                Poll::Pending => std::thread::yield_now(),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn an_upgrade_that_cannot_be_is_refused_and_the_node_goes_on() {
+        let (sender, mut ends) = mpsc::channel(1);
+        let node = Node::start(Cmdline::parse(""), sender);
+        let upgrade = plan::upgrade(plan::When::Now, plan::Membership::Kept);
+        let ending = || Ending { sequence: upgrade, end: End::Reboot };
+        let ask = || {
+            here(async {
+                tokio::select! {
+                    never = node.checks() => match never {},
+                    asked = node.request_end_after_checks(ending()) => asked,
+                }
+            })
+        };
+        // While another sequence runs.
+        let refused = ask().map_err(|refused| refused.to_string());
+        assert_eq!(refused, Err("upgrade: another sequence is running".to_owned()));
+        node.unlock();
+        for _ in 0..2 {
+            let Err(Refused::Check(Error::NoInstaller { .. })) = ask() else {
+                panic!("it was taken, or the lock was kept")
+            };
+        }
+        assert!(ends.try_recv().is_err(), "nothing ends");
+        // Once it ends, there is no second way.
+        node.request_end(End::Reboot);
+        assert!(matches!(ask(), Err(Refused::Locked { .. })));
+        assert_eq!(ends.try_recv().map(|ending| ending.sequence.name).ok(), Some("reboot"));
+    }
+
+    #[tokio::test]
+    async fn a_reset_that_was_refused_leaves_nothing_behind() {
+        let (sender, mut ends) = mpsc::channel(1);
+        let node = Node::start(Cmdline::parse(""), sender);
+        let reset = |device: &str| {
+            let ending = Ending { sequence: &plan::RESET, end: End::Reboot };
+            node.request_reset(vec![device.into()], ending);
+        };
+        // While the node boots.
+        reset("/dev/a");
+        assert!(node.wiped().is_empty() && ends.try_recv().is_err());
+        node.unlock();
+        reset("/dev/b");
+        reset("/dev/c");
+        assert_eq!(node.wiped(), [PathBuf::from("/dev/b")]);
+        assert_eq!(ends.try_recv().map(|ending| ending.sequence.name).ok(), Some("reset"));
     }
 }

@@ -33,26 +33,72 @@ where
     let step = Step::begin(timeline, place);
     let count = sequence.phases.len();
     debug!("{name} sequence: {count} phase(s)");
-    publish(events, name, Action::Start, None);
-    let mut result = Ok(());
-    for (i, phase) in sequence.phases.iter().enumerate() {
-        debug!("phase {} ({}/{count}): {} tasks(s)", phase.name, i + 1, phase.tasks.len());
-        let place = Place { phase: Some(phase.name), ..place };
-        result = run_phase(phase, events, timeline, place, &perform).await;
-        if result.is_err() {
-            break;
-        }
+    // Its checks have told that it began.
+    if sequence.checks.is_empty() {
+        publish(events, name, Action::Start, None);
     }
+    let result = run_phases(sequence.phases, events, timeline, place, &perform).await;
     publish(events, name, Action::Stop, None);
     let seconds = step.end(&result).as_secs_f64();
     match &result {
         Ok(()) => info!("{name} sequence: done, {count} phase(s), {seconds:.3}s"),
-        Err(error) => {
-            let message = format!("sequence failed: {}", orlop_rt::Chain(error));
-            publish(events, name, Action::Noop, Some((Code::Fatal, message)));
-        }
+        Err(error) => tell_failure(name, events, error),
     }
     result
+}
+
+/// Goes through what comes before `sequence` touches anything; when it is well, [`run`] is to follow.
+///
+/// # Errors
+/// As [`run`]; the sequence has ended then.
+pub(crate) async fn check<F>(
+    sequence: &Sequence,
+    events: &Events,
+    timeline: &Timeline,
+    perform: F,
+) -> Result<(), Error>
+where
+    F: AsyncFn(Task) -> Result<(), Error>,
+{
+    use sequence_event::Action;
+    let Sequence { name, checks, .. } = sequence;
+    if checks.is_empty() {
+        return Ok(());
+    }
+    debug!("{name} sequence: {} check(s)", checks.len());
+    publish(events, name, Action::Start, None);
+    let place = Place { sequence: name, phase: None, task: None };
+    let result = run_phases(checks, events, timeline, place, &perform).await;
+    if let Err(error) = &result {
+        info!("{name} sequence: refused, nothing was touched");
+        publish(events, name, Action::Stop, None);
+        tell_failure(name, events, error);
+    }
+    result
+}
+
+fn tell_failure(name: &str, events: &Events, error: &Error) {
+    let message = format!("sequence failed: {}", orlop_rt::Chain(error));
+    publish(events, name, sequence_event::Action::Noop, Some((Code::Fatal, message)));
+}
+
+async fn run_phases<F>(
+    phases: &[Phase],
+    events: &Events,
+    timeline: &Timeline,
+    place: Place,
+    perform: &F,
+) -> Result<(), Error>
+where
+    F: AsyncFn(Task) -> Result<(), Error>,
+{
+    let count = phases.len();
+    for (i, phase) in phases.iter().enumerate() {
+        debug!("phase {} ({}/{count}): {} tasks(s)", phase.name, i + 1, phase.tasks.len());
+        let place = Place { phase: Some(phase.name), ..place };
+        run_phase(phase, events, timeline, place, perform).await?;
+    }
+    Ok(())
 }
 
 /// Tells those who watch that `sequence` was refused, because another one runs.
@@ -165,6 +211,7 @@ mod tests {
 
     const TWO_PHASES: Sequence = Sequence {
         name: "boot",
+        checks: &[],
         phases: &[
             Phase { name: "one", tasks: &[Task::SetRLimit, Task::SetUpClock] },
             Phase { name: "two", tasks: &[Task::LoadConfig] },
@@ -213,5 +260,43 @@ mod tests {
         let error = last.error.unwrap_or_default();
         assert_eq!((last.action, error.code()), (0, Code::Fatal));
         assert!(error.message.starts_with("sequence failed: "), "{}", error.message);
+    }
+
+    #[tokio::test]
+    async fn a_sequence_whose_checks_fail_has_begun_ended_and_touched_nothing() {
+        const CHECKED: Sequence = Sequence {
+            name: "upgrade",
+            checks: &[Phase { name: "verify", tasks: &[Task::CheckInstallation] }],
+            phases: &[Phase { name: "stop", tasks: &[Task::StopServices] }],
+        };
+        for fails in [true, false] {
+            let (events, timeline) = (Events::new([0; 3]), Timeline::new(Story::default()));
+            let done = Mutex::new(Vec::new());
+            let perform = async |task| {
+                done.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(task);
+                if fails { Err(Error::NoConfiguration) } else { Ok(()) }
+            };
+            let checked = check(&CHECKED, &events, &timeline, &perform).await;
+            assert_eq!(checked.is_err(), fails);
+            if checked.is_ok() {
+                let ran = run(&CHECKED, &events, &timeline, &perform).await;
+                assert!(ran.is_ok());
+            }
+            let done = done.into_inner().unwrap_or_default();
+            let actions: Vec<_> = events
+                .kept(&Tail::All)
+                .iter()
+                .filter(|record| record.data.type_url.ends_with("SequenceEvent"))
+                .filter_map(|record| SequenceEvent::decode(&record.data.value[..]).ok())
+                .map(|event| event.action)
+                .collect();
+            if fails {
+                assert_eq!(done, [Task::CheckInstallation]);
+                assert_eq!(actions, [1, 2, 0], "start, stop, and why");
+            } else {
+                assert_eq!(done, [Task::CheckInstallation, Task::StopServices]);
+                assert_eq!(actions, [1, 2], "it began once");
+            }
+        }
     }
 }

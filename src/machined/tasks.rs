@@ -1,5 +1,6 @@
 //! The single steps of the sequences: what each [`Task`] of a plan does to the machine.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, setrlimit};
@@ -9,6 +10,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
+use crate::error::PLATFORMS;
 use crate::etcd::host as etcd;
 use crate::node::{BOOT_LIMIT, Node};
 use crate::plan::Task;
@@ -116,20 +118,36 @@ pub(crate) async fn perform(node: &Node, task: Task) -> Result<(), Error> {
             Ok(())
         }
         Task::WipeVolumes => {
-            let devices = node.wiped().to_vec();
+            let devices = node.wiped();
             let wipe = move || devices.iter().for_each(|device| volumes::wipe(device));
             power::within(power::DISK_LIMIT, "wiping", wipe).await;
             Ok(())
         }
+        // What follows the check is what an installer of a later release does.
+        Task::CheckInstallation
+        | Task::Install
+        | Task::Upgrade
+        | Task::KeepUpgrade
+        | Task::RevertBootLoader => Err(Error::NoInstaller { boot: boot_partition().await? }),
         Task::BootstrapEtcd => etcd::start_first(node).await,
         Task::StartBootkube => etcd::start_bootkube(node).await,
         Task::MarkInitialized => etcd::mark_initialized().await,
     }
 }
 
+/// Where boot entries are. Disks can take long to answer.
+async fn boot_partition() -> Result<Option<PathBuf>, Error> {
+    spawn_blocking(|| volumes::device("BOOT")).await.unwrap_or_else(|error| {
+        Err(Error::System { operation: "look for BOOT", source: error.into() })
+    })
+}
+
 fn check_kernel_arguments(cmdline: &Cmdline) -> Result<(), Error> {
     for problem in cmdline.problems() {
         warn!("{problem}");
+    }
+    if let Some(name) = cmdline.platform().filter(|name| !PLATFORMS.contains(name)) {
+        return Err(Error::UnknownPlatform { name: name.to_owned() });
     }
     let missing = cmdline.missing_hardening();
     if missing.is_empty() {
@@ -159,5 +177,19 @@ mod tests {
             assert_eq!(error.to_string(), expected);
             assert!(!error.reboot_may_help(), "the same boot loader has the same line");
         }
+    }
+
+    #[test]
+    fn a_platform_nobody_knows_is_told_with_those_there_are() {
+        let check = |name: &str| {
+            check_kernel_arguments(&Cmdline::parse(&format!("slab_nomerge pti=on {name}")))
+        };
+        for known in ["", "talos.platform=metal", "talos.platform=vultr", "talos.platform="] {
+            assert!(check(known).is_ok(), "{known}");
+        }
+        let error = check("talos.platform=mettle").expect_err("unknown");
+        let said = error.to_string();
+        assert!(said.starts_with("unknown platform: \"mettle\"; write one of these"), "{said}");
+        assert!(said.contains(" metal ") && !error.reboot_may_help(), "{said}");
     }
 }

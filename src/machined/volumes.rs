@@ -61,6 +61,16 @@ pub(crate) fn device(label: &str) -> Result<Option<PathBuf>, Error> {
     Ok(names.first().map(|name| Path::new("/dev").join(name)))
 }
 
+/// What a node's disk may have, by label, and the kernel's names of their devices.
+pub(crate) fn kept() -> Result<Vec<(String, String)>, Error> {
+    let mut found = Vec::new();
+    for label in LABELS {
+        let name = device(label)?.and_then(|path| Some(path.file_name()?.to_str()?.to_owned()));
+        found.extend(name.map(|name| (label.to_owned(), name)));
+    }
+    Ok(found)
+}
+
 /// The kernel's names of the devices that what the node keeps is on.
 pub(crate) fn kept_on() -> io::Result<Vec<String>> {
     let name = |device: PathBuf| Some(device.file_name()?.to_str()?.to_owned());

@@ -5,6 +5,7 @@
 #![allow(unsafe_code, reason = "this crate exists to hold it")]
 
 mod allocator;
+mod block;
 mod clock;
 mod console;
 mod entropy;
@@ -13,6 +14,7 @@ mod process;
 mod readable;
 
 pub use allocator::keep_heap_small;
+pub use block::reread_partitions;
 pub use clock::{
     LeapSecond, PtpReading, clock_frequency, monotonic, read_ptp, set_clock_frequency,
     set_clock_state, since_boot, step_clock, write_rtc,

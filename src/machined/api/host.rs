@@ -474,6 +474,8 @@ fn number<T: FromStr + Default>(text: &str) -> T {
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
+    use std::io::{Read as _, Write as _};
+
     use super::*;
 
     #[test]
@@ -563,12 +565,17 @@ mod tests {
         let mut child = std::process::Command::new("cat")
             .args(["-", &long])
             .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
             .stderr(std::process::Stdio::null())
             .spawn()
             .unwrap();
+        // Its name is there before its command line is: it runs once it says something.
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.write_all(b"!").unwrap();
+        child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
         let pid = i32::try_from(child.id()).unwrap();
         let found = processes().unwrap().into_iter().find(|process| process.pid == pid).unwrap();
-        drop(child.stdin.take());
+        drop(stdin);
         child.wait().unwrap();
         assert_eq!((found.args, found.command), (format!("cat - {long}"), "cat".to_owned()));
         assert!(found.executable.starts_with('/'));

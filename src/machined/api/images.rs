@@ -1,36 +1,137 @@
-//! Images in a namespace of containerd: listed with their sizes, fetched by containerd itself (its
-//! transfer service), so that PID 1 never meets a registry.
+//! Images in a namespace of containerd: listed with their sizes, removed, and fetched by containerd
+//! itself (its transfer service), so that PID 1 never meets a registry. `machine.ImageService`.
 
 use containerd_client::services::v1::content_client::ContentClient;
 use containerd_client::services::v1::images_client::ImagesClient;
 use containerd_client::services::v1::transfer_client::TransferClient;
 use containerd_client::services::v1::{
-    Image, ListImagesRequest, ReadContentRequest, TransferRequest,
+    DeleteImageRequest, Image, ListImagesRequest, ReadContentRequest, TransferRequest,
 };
 use containerd_client::to_any;
 use containerd_client::tonic::transport::Channel;
 use containerd_client::tonic::{Code, Request, Status as Refusal};
 use containerd_client::types::transfer::{ImageStore, OciRegistry};
 use containerd_client::with_namespace;
-use orlop_proto::machine::ImageListResponse;
+use futures_util::stream;
+use orlop_proto::common::{ContainerDriver, ContainerdInstance, ContainerdNamespace};
+use orlop_proto::machine as proto;
+use orlop_proto::machine::ImageServiceListResponse;
+use orlop_proto::machine::image_service_pull_response::Response as Pulled;
+use orlop_proto::machine::image_service_server::ImageService;
 use serde::Deserialize;
-use tonic::Status;
+use tonic::{Response, Status};
 
-use super::{foreign, go_arch};
+use super::{Answer, KUBERNETES, SYSTEM, Streamed, boxed, containerd, foreign, go_arch};
+use crate::node::Node;
 
 /// A manifest or an index that is longer is none.
 const MANIFEST_LIMIT: i64 = 4 << 20;
 
-/// All images of `namespace`, by name.
+/// Today's way to them; what is not here answers `Unimplemented`.
+#[derive(Debug)]
+pub(super) struct Images {
+    pub(super) node: Node,
+}
+
+#[tonic::async_trait]
+impl ImageService for Images {
+    async fn list(
+        &self,
+        request: tonic::Request<proto::ImageServiceListRequest>,
+    ) -> Streamed<ImageServiceListResponse> {
+        let images = list(whose(request.get_ref().containerd)?).await?;
+        Ok(boxed(&self.node, stream::iter(images.into_iter().map(Ok))))
+    }
+
+    /// containerd tells nobody how far it is: the end is all there is to say.
+    async fn pull(
+        &self,
+        request: tonic::Request<proto::ImageServicePullRequest>,
+    ) -> Streamed<proto::ImageServicePullResponse> {
+        let proto::ImageServicePullRequest { containerd, image_ref } = request.get_ref();
+        let name = pull(whose(*containerd)?, image_ref).await?;
+        let pulled = proto::ImageServicePullResponse { response: Some(Pulled::Name(name)) };
+        Ok(boxed(&self.node, stream::iter([Ok(pulled)])))
+    }
+
+    async fn remove(
+        &self,
+        request: tonic::Request<proto::ImageServiceRemoveRequest>,
+    ) -> Answer<()> {
+        let proto::ImageServiceRemoveRequest { containerd, image_ref } = request.get_ref();
+        remove(whose(*containerd)?, image_ref).await?;
+        Ok(Response::new(()))
+    }
+}
+
+/// Whose images are meant. The runtime interface has those of Kubernetes only.
+fn whose(instance: Option<ContainerdInstance>) -> Result<ContainerdNamespace, Status> {
+    let instance = instance.unwrap_or_default();
+    match (instance.driver(), instance.namespace()) {
+        (ContainerDriver::Cri, ContainerdNamespace::NsSystem) => Err(Status::invalid_argument(
+            "the node's own images are containerd's, not the runtime interface's",
+        )),
+        (ContainerDriver::Cri, _) => Ok(ContainerdNamespace::NsCri),
+        (ContainerDriver::Containerd, namespace) => Ok(namespace),
+    }
+}
+
+/// The namespace of containerd whose images are meant.
+fn images_of(namespace: ContainerdNamespace) -> Result<&'static str, Status> {
+    match namespace {
+        ContainerdNamespace::NsSystem => Ok(SYSTEM),
+        ContainerdNamespace::NsCri => Ok(KUBERNETES),
+        ContainerdNamespace::NsUnknown => {
+            Err(Status::invalid_argument("whose images: NS_SYSTEM or NS_CRI?"))
+        }
+    }
+}
+
+/// All images of a namespace, by name.
 pub(super) async fn list(
+    namespace: ContainerdNamespace,
+) -> Result<Vec<ImageServiceListResponse>, Status> {
+    list_of(containerd().await?, images_of(namespace)?).await.map_err(foreign)
+}
+
+/// Fetches an image; its whole name.
+pub(super) async fn pull(
+    namespace: ContainerdNamespace,
+    reference: &str,
+) -> Result<String, Status> {
+    pull_into(containerd().await?, images_of(namespace)?, reference).await
+}
+
+/// Removes an image.
+async fn remove(namespace: ContainerdNamespace, reference: &str) -> Result<(), Status> {
+    remove_from(containerd().await?, images_of(namespace)?, reference).await
+}
+
+/// Removes the image that goes by the name given, or by all of the name. What runs of it goes on; what
+/// nobody needs any more goes, before this ends.
+async fn remove_from(channel: Channel, namespace: &str, reference: &str) -> Result<(), Status> {
+    let whole = full_name(reference).filter(|whole| whole != reference);
+    for name in [Some(reference.to_owned()), whole].into_iter().flatten() {
+        let request = DeleteImageRequest { name, sync: true, target: None };
+        let request = with_namespace!(request, namespace);
+        match ImagesClient::new(channel.clone()).delete(request).await {
+            Err(refusal) if refusal.code() == Code::NotFound => {}
+            removed => return removed.map(drop).map_err(foreign),
+        }
+    }
+    Err(Status::not_found(format!("there is no image {reference:?} in namespace {namespace}")))
+}
+
+/// All images of `namespace`, by name.
+async fn list_of(
     channel: Channel,
     namespace: &str,
-) -> Result<Vec<ImageListResponse>, Refusal> {
+) -> Result<Vec<ImageServiceListResponse>, Refusal> {
     let request = with_namespace!(ListImagesRequest::default(), namespace);
     let mut images = ImagesClient::new(channel.clone()).list(request).await?.into_inner().images;
     images.sort_by(|a, b| a.name.cmp(&b.name));
     let mut listed = Vec::with_capacity(images.len());
-    for Image { name, target, created_at, .. } in images {
+    for Image { name, target, created_at, labels, .. } in images {
         let (digest, size) = match target {
             Some(target) => {
                 let size = size(&channel, namespace, &target.digest, target.size).await?;
@@ -40,14 +141,14 @@ pub(super) async fn list(
         };
         let created_at =
             created_at.map(|at| prost_types::Timestamp { seconds: at.seconds, nanos: at.nanos });
-        listed.push(ImageListResponse { metadata: None, name, digest, size, created_at });
+        listed.push(ImageServiceListResponse { name, digest, size, created_at, labels });
     }
     Ok(listed)
 }
 
 /// Fetches the image that `reference` names, for this machine; done when all of it is here. Ends when
-/// the call does.
-pub(super) async fn pull(channel: Channel, namespace: &str, reference: &str) -> Result<(), Status> {
+/// the call does. Gives its whole name.
+async fn pull_into(channel: Channel, namespace: &str, reference: &str) -> Result<String, Status> {
     let Some(name) = full_name(reference) else {
         return Err(Status::invalid_argument(format!(
             "{reference:?} is no reference of an image: write HOST/NAME:TAG or HOST/NAME@DIGEST"
@@ -55,7 +156,7 @@ pub(super) async fn pull(channel: Channel, namespace: &str, reference: &str) -> 
     };
     let request = with_namespace!(transfer(&name), namespace);
     match TransferClient::new(channel).transfer(request).await {
-        Ok(_) => Ok(()),
+        Ok(_) => Ok(name),
         Err(refusal) if refusal.code() == Code::Unimplemented => Err(Status::failed_precondition(
             "this node's containerd fetches no images when asked: it has no transfer service, which \
              came with containerd 1.7",
@@ -83,7 +184,7 @@ fn transfer(name: &str) -> TransferRequest {
 
 /// A reference with all that may be left out of one: `nginx` is `docker.io/library/nginx:latest`
 /// (github.com/distribution/reference, "familiar names"). `None` for what is no reference.
-fn full_name(reference: &str) -> Option<String> {
+pub(super) fn full_name(reference: &str) -> Option<String> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-/:@+[]".contains(&byte);
     if reference.is_empty() || !reference.bytes().all(allowed) {
         return None;
@@ -192,6 +293,7 @@ impl Document {
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
+    use containerd_client::services::v1::CreateImageRequest;
     use containerd_client::types::transfer;
     use prost::Message as _;
 
@@ -240,7 +342,7 @@ mod tests {
         // Whoever may listen there by now has no such image.
         let port = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let reference = format!("127.0.0.1:{port}/an/app:v1");
-        let refused = pull(daemon.channel().await, "k8s.io", &reference).await.unwrap_err();
+        let refused = pull_into(daemon.channel().await, "k8s.io", &reference).await.unwrap_err();
         match refused.code() {
             tonic::Code::FailedPrecondition => {
                 assert!(refused.message().contains("containerd 1.7"), "{refused}");
@@ -250,7 +352,49 @@ mod tests {
                 assert!(refused.message().contains(&asked), "{refused}");
             }
         }
-        assert_eq!(list(daemon.channel().await, "k8s.io").await.unwrap(), []);
+        assert_eq!(list_of(daemon.channel().await, "k8s.io").await.unwrap(), []);
+    }
+
+    #[tokio::test]
+    async fn an_image_is_removed_by_the_name_people_use() {
+        let Some(daemon) = Daemon::start().await else { return };
+        let remove =
+            async |reference: &str| remove_from(daemon.channel().await, "k8s.io", reference).await;
+        for (name, asked) in [
+            ("docker.io/library/nginx:latest", "nginx"),
+            ("docker.io/library/nginx:latest", "docker.io/library/nginx:latest"),
+            ("odd name", "odd name"),
+        ] {
+            let target = containerd_client::types::Descriptor {
+                media_type: "application/vnd.oci.image.manifest.v1+json".to_owned(),
+                digest: format!("sha256:{}", "0".repeat(64)),
+                size: 2,
+                ..Default::default()
+            };
+            let image = Image { name: name.to_owned(), target: Some(target), ..Image::default() };
+            let request = CreateImageRequest { image: Some(image), ..Default::default() };
+            let request = with_namespace!(request, "k8s.io");
+            ImagesClient::new(daemon.channel().await).create(request).await.unwrap();
+            let listed = list_of(daemon.channel().await, "k8s.io").await.unwrap();
+            assert_eq!(listed.len(), 1, "{listed:?}");
+            remove(asked).await.unwrap();
+            assert_eq!(list_of(daemon.channel().await, "k8s.io").await.unwrap(), []);
+            let refused = remove(asked).await.unwrap_err();
+            assert_eq!(refused.code(), tonic::Code::NotFound, "{refused}");
+        }
+    }
+
+    #[test]
+    fn the_runtime_interface_has_the_images_of_kubernetes() {
+        let instance = |driver: ContainerDriver, namespace: ContainerdNamespace| {
+            whose(Some(ContainerdInstance { driver: driver.into(), namespace: namespace.into() }))
+        };
+        use ContainerDriver::{Containerd, Cri};
+        use ContainerdNamespace::{NsCri, NsSystem, NsUnknown};
+        assert_eq!(instance(Containerd, NsSystem).unwrap(), NsSystem);
+        assert_eq!(instance(Cri, NsUnknown).unwrap(), NsCri);
+        instance(Cri, NsSystem).unwrap_err();
+        images_of(whose(None).unwrap()).unwrap_err();
     }
 
     #[test]

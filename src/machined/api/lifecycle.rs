@@ -4,17 +4,20 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use futures_util::stream;
 use orlop_proto::machine as proto;
 use orlop_proto::machine::apply_configuration_request::Mode as ProtoMode;
+use orlop_proto::machine::lifecycle_service_server::LifecycleService;
 use orlop_proto::machine::reset_request::WipeMode;
-use tonic::{Code, Status};
+use tonic::{Code, Request, Status};
 
+use super::{Streamed, boxed, images};
 use crate::Error;
 use crate::apply::{self, Mode, Problem};
 use crate::etcd::host as etcd;
 use crate::meta;
-use crate::node::{Ending, Node};
-use crate::plan::{RESET, RESET_AT_ONCE};
+use crate::node::{Ending, Node, Refused};
+use crate::plan::{self, Membership, RESET, RESET_AT_ONCE, Sequence, When};
 use crate::power::End;
 use crate::volumes::{self, EPHEMERAL, LABELS, STATE};
 
@@ -87,6 +90,83 @@ pub(super) async fn reset(node: &Node, request: &proto::ResetRequest) -> Result<
     Ok(())
 }
 
+/// `Upgrade`: refused before anything is stopped where it cannot be done.
+pub(super) async fn upgrade(
+    node: &Node,
+    request: &proto::UpgradeRequest,
+) -> Result<proto::Upgrade, Status> {
+    reference(&request.image)?;
+    let when = if request.stage { When::NextBoot } else { When::Now };
+    let membership = if request.preserve { Membership::Kept } else { Membership::Left };
+    change(node, plan::upgrade(when, membership)).await?;
+    Ok(proto::Upgrade { metadata: None, ack: "Upgrade request received".to_owned() })
+}
+
+/// `Rollback` and the installing methods: as [`upgrade`].
+pub(super) async fn change(node: &Node, sequence: &'static Sequence) -> Result<(), Status> {
+    let ending = Ending { sequence, end: End::Reboot };
+    let asked = node.request_end_after_checks(ending).await;
+    asked.map_err(|refused| status(&refused))
+}
+
+/// Today's way to install and upgrade.
+#[derive(Debug)]
+pub(super) struct Lifecycle {
+    pub(super) node: Node,
+}
+
+#[tonic::async_trait]
+impl LifecycleService for Lifecycle {
+    async fn install(
+        &self,
+        request: Request<proto::LifecycleServiceInstallRequest>,
+    ) -> Streamed<proto::LifecycleServiceInstallResponse> {
+        let request = request.into_inner();
+        image(request.source)?;
+        if request.destination.unwrap_or_default().disk.is_empty() {
+            return Err(Status::invalid_argument("install: no disk is named"));
+        }
+        change(&self.node, &plan::INSTALL).await?;
+        let progress = Some(accepted("Install"));
+        let response = proto::LifecycleServiceInstallResponse { progress };
+        Ok(boxed(&self.node, stream::iter([Ok(response)])))
+    }
+
+    async fn upgrade(
+        &self,
+        request: Request<proto::LifecycleServiceUpgradeRequest>,
+    ) -> Streamed<proto::LifecycleServiceUpgradeResponse> {
+        image(request.into_inner().source)?;
+        change(&self.node, plan::upgrade(When::Now, Membership::Kept)).await?;
+        let progress = Some(accepted("Upgrade"));
+        let response = proto::LifecycleServiceUpgradeResponse { progress };
+        Ok(boxed(&self.node, stream::iter([Ok(response)])))
+    }
+}
+
+/// Where the new release comes from.
+fn image(source: Option<proto::InstallArtifactsSource>) -> Result<(), Status> {
+    reference(&source.unwrap_or_default().image_name)
+}
+
+fn reference(image: &str) -> Result<(), Status> {
+    if images::full_name(image).is_some() {
+        return Ok(());
+    }
+    let text = format!("{image:?} is no reference of an image: write HOST/NAME:TAG");
+    Err(Status::invalid_argument(text))
+}
+
+fn accepted(what: &str) -> proto::LifecycleServiceInstallProgress {
+    use proto::lifecycle_service_install_progress::Response;
+    let message = format!("{what} request received");
+    proto::LifecycleServiceInstallProgress { response: Some(Response::Message(message)) }
+}
+
+fn status(refused: &Refused) -> Status {
+    Status::failed_precondition(orlop_rt::Chain(refused).to_string())
+}
+
 /// Those named and marked; without any name, all this node keeps.
 fn wiped(
     request: &proto::ResetRequest,
@@ -136,11 +216,6 @@ pub(super) fn meta_status(error: &meta::Error) -> Status {
         meta::Error::Device { .. } => Code::Internal,
     };
     Status::new(code, orlop_rt::Chain(error).to_string())
-}
-
-/// For what works on the node's own disk.
-pub(super) fn not_installed(what: &str) -> Status {
-    Status::failed_precondition(format!("{what}: this node is not installed on a disk"))
 }
 
 fn internal(error: &Error) -> Status {

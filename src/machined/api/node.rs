@@ -7,7 +7,8 @@ use orlop_proto::orlop::v1alpha1::node_service_server::NodeService;
 use orlop_proto::orlop::v1alpha1::span;
 use tonic::{Request, Response};
 
-use super::{Answer, failed, unsupervised};
+use super::services::unsupervised;
+use super::{Answer, failed};
 use crate::metrics;
 use crate::node::Node;
 use crate::timeline::{Kind, Span};
