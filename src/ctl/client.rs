@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use orlop_proto::cluster::cluster_service_client::ClusterServiceClient;
 use orlop_proto::common::Metadata;
+use orlop_proto::machine::image_service_client::ImageServiceClient;
 use orlop_proto::machine::machine_service_client::MachineServiceClient;
 use orlop_proto::network::network_service_client::NetworkServiceClient;
 use orlop_proto::orlop::v1alpha1 as orlop;
@@ -47,6 +48,11 @@ pub(crate) fn machine(node: Node) -> MachineServiceClient<Node> {
 /// What a node says of its cluster.
 pub(crate) fn cluster(node: Node) -> ClusterServiceClient<Node> {
     ClusterServiceClient::new(node).max_decoding_message_size(orlop_rpc::MAX_MESSAGE)
+}
+
+/// The images of a node, as today's generation asks for them.
+pub(crate) fn images(node: Node) -> ImageServiceClient<Node> {
+    ImageServiceClient::new(node).max_decoding_message_size(orlop_rpc::MAX_MESSAGE)
 }
 
 /// The network API of a node.
@@ -143,6 +149,53 @@ impl Client {
             Self { targets, ..quiet.clone() }
         };
         self.targets.nodes.iter().map(alone).collect()
+    }
+
+    /// As [`Self::each`], for services whose answers apid does not join: what each says is passed on as
+    /// it is. With the node as it was typed.
+    pub(crate) fn alone(&self) -> Vec<(String, Self)> {
+        let one = |client: Self| {
+            let node = client.nodes().pop_first().unwrap_or_default();
+            let targets = Targets { key: "node", ..client.targets.clone() };
+            (node, Self { targets, ..client })
+        };
+        self.each().into_iter().map(one).collect()
+    }
+
+    /// Makes a streaming call for the one node that is meant, and hands over each message, until Ctrl-C.
+    ///
+    /// # Errors
+    /// When the node does not answer, or ends badly.
+    pub(crate) async fn listen<M>(
+        &self,
+        what: &str,
+        call: impl AsyncFn(Node) -> Result<Response<Streaming<M>>, Status>,
+        mut each: impl FnMut(M),
+    ) -> Result<(), Error> {
+        let messages = async {
+            let (endpoint, reply) = self.reach(what, self.targets.clone(), call).await?;
+            let mut stream = reply.into_inner();
+            while let Some(message) = stream.message().await.transpose() {
+                each(message.map_err(|status| Error::ended(what, endpoint, &status))?);
+            }
+            Ok(())
+        };
+        tokio::select! {
+            done = messages => done,
+            interrupted = tokio::signal::ctrl_c() => interrupted.map_err(Error::Signal),
+        }
+    }
+
+    /// Makes a call whose answer says nothing, for the one node that is meant.
+    ///
+    /// # Errors
+    /// When the node does not do it.
+    pub(crate) async fn do_it(
+        &self,
+        what: &str,
+        call: impl AsyncFn(Node) -> Result<Response<()>, Status>,
+    ) -> Result<(), Error> {
+        self.reach(what, self.targets.clone(), call).await.map(drop)
     }
 
     /// What will stand under `NODE`: the targets, else the first endpoint.
@@ -478,6 +531,8 @@ replies! {
     machine::EtcdRemoveMemberResponse => machine::EtcdRemoveMember,
     machine::EtcdStatusResponse => machine::EtcdStatus,
     machine::RecoverResponse => machine::Recover,
+    machine::RollbackResponse => machine::Rollback,
+    machine::UpgradeResponse => machine::Upgrade,
     machine::ContainersResponse => machine::Container,
     machine::DiskStatsResponse => machine::DiskStats,
     machine::GenerateClientConfigurationResponse => machine::GenerateClientConfiguration,
@@ -506,6 +561,7 @@ replies! {
     network::RoutesResponse => network::Routes,
     orlop::MetricsResponse => orlop::Metrics,
     orlop::TimelineResponse => orlop::Timeline,
+    storage::BlockDeviceWipeResponse => storage::BlockDeviceWipe,
     storage::DisksResponse => storage::Disks,
     time::TimeResponse => time::Time,
 }

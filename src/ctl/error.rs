@@ -41,7 +41,14 @@ pub(crate) enum Error {
     #[error("{what}: {}", join(attempts))]
     Unreachable { what: String, identity: String, attempts: Vec<Attempt> },
     #[error("{what}: {endpoint}: {why}")]
-    Refused { what: String, endpoint: String, why: String, hint: Option<String> },
+    Refused {
+        what: String,
+        endpoint: String,
+        why: String,
+        hint: Option<String>,
+        /// That there is no such service or method.
+        unserved: bool,
+    },
     #[error("{what}: {endpoint}: the stream broke off: {why}")]
     Ended { what: String, endpoint: String, why: String },
     #[error("{what}: {endpoint}: no answer after {} s", after.as_secs())]
@@ -117,7 +124,11 @@ impl Error {
     pub(crate) fn refused(what: &str, endpoint: &Endpoint, status: &Status) -> Self {
         let why = format!("{} ({:?})", status.message(), status.code());
         let hint = answered(status).map(str::to_owned);
-        Self::Refused { what: what.to_owned(), endpoint: endpoint.to_string(), why, hint }
+        // Older nodes' routers say so of services they do not know.
+        let unserved = status.code() == Code::Unimplemented
+            || (status.code() == Code::Unknown && status.message().ends_with("is not defined"));
+        let (what, endpoint) = (what.to_owned(), endpoint.to_string());
+        Self::Refused { what, endpoint, why, hint, unserved }
     }
 
     /// A connection that broke before there was an answer.
@@ -129,7 +140,8 @@ impl Error {
     ) -> Self {
         let why = chain(source);
         let hint = Trouble::of(source, &why).hint(identity);
-        Self::Refused { what: what.to_owned(), endpoint: endpoint.to_string(), why, hint }
+        let (what, endpoint) = (what.to_owned(), endpoint.to_string());
+        Self::Refused { what, endpoint, why, hint, unserved: false }
     }
 
     /// A stream that had begun and came to a bad end.
@@ -215,6 +227,11 @@ impl Error {
             | Self::Signal(_)
             | Self::Runtime(_) => None,
         }
+    }
+
+    /// Whether the node knows no such call: it is of another generation.
+    pub(crate) fn is_unserved(&self) -> bool {
+        matches!(self, Self::Refused { unserved: true, .. })
     }
 
     /// Whether it is no use to try again: somebody must change something first.

@@ -1,11 +1,15 @@
-//! `images`, `image list` and `image pull`: what containerd holds of images, and shall hold.
+//! `images`, `image list`, `image pull` and `image remove`: what containerd holds of images, and shall
+//! hold. Nodes of an older generation, which have no service for images, are asked as they know it.
 
-use orlop_proto::common::ContainerdNamespace;
-use orlop_proto::machine::{ImageListRequest, ImageListResponse, ImagePullRequest};
+use orlop_proto::common::{ContainerdInstance, ContainerdNamespace};
+use orlop_proto::machine::{
+    ImageListRequest, ImageListResponse, ImagePullRequest, ImageServiceListRequest,
+    ImageServiceListResponse, ImageServicePullRequest, ImageServiceRemoveRequest,
+};
 use time::OffsetDateTime;
 
-use crate::client::{Answer, Client, machine};
-use crate::error::Error;
+use crate::client::{self, Client, machine};
+use crate::error::{Error, Failure};
 use crate::table::{Cell, Column, Output, Table, escape, print};
 use crate::units::si;
 
@@ -15,11 +19,14 @@ pub(crate) enum Command {
     #[command(visible_alias = "ls")]
     List(Options),
     /// Fetch an image
-    Pull(PullOptions),
+    Pull(NamedOptions),
+    /// Remove an image; what runs of it goes on
+    #[command(visible_alias = "rm")]
+    Remove(NamedOptions),
 }
 
 #[derive(Debug, clap::Args)]
-pub(crate) struct PullOptions {
+pub(crate) struct NamedOptions {
     /// HOST/NAME:TAG or HOST/NAME@DIGEST; without a host docker.io's
     reference: String,
     #[command(flatten)]
@@ -51,6 +58,10 @@ enum Namespace {
 }
 
 impl Whose {
+    fn instance(self) -> Option<ContainerdInstance> {
+        Some(ContainerdInstance { driver: 0, namespace: self.number() })
+    }
+
     fn number(self) -> i32 {
         match self.namespace {
             Namespace::Cri => ContainerdNamespace::NsCri.into(),
@@ -63,32 +74,101 @@ pub(crate) async fn run(client: &Client, command: &Command) -> Result<(), Error>
     match command {
         Command::List(options) => list(client, options).await,
         Command::Pull(options) => pull(client, options).await,
+        Command::Remove(options) => remove(client, options).await,
     }
 }
 
-async fn pull(
-    client: &Client,
-    PullOptions { reference, whose }: &PullOptions,
-) -> Result<(), Error> {
-    let request = ImagePullRequest { namespace: whose.number(), reference: reference.clone() };
-    let call = async |node| machine(node).image_pull(request.clone()).await;
-    for Answer { node, .. } in client.ask(&format!("pull {reference:?}"), call).await? {
+async fn pull(client: &Client, options: &NamedOptions) -> Result<(), Error> {
+    let NamedOptions { reference, whose } = options;
+    let what = format!("pull {reference:?}");
+    each(client, &what, async |client, node| {
+        let request =
+            ImageServicePullRequest { containerd: whose.instance(), image_ref: reference.clone() };
+        let call = async |node| client::images(node).pull(request.clone()).await;
+        match client.listen(&what, call, drop).await {
+            Err(error) if error.is_unserved() => {
+                let (namespace, reference) = (whose.number(), reference.clone());
+                let request = ImagePullRequest { namespace, reference };
+                let call = async |node| machine(node).image_pull(request.clone()).await;
+                client.ask_patiently(&what, call).await?;
+            }
+            pulled => pulled?,
+        }
         say!("{node} has {reference}");
+        Ok(())
+    })
+    .await
+}
+
+async fn remove(client: &Client, options: &NamedOptions) -> Result<(), Error> {
+    let NamedOptions { reference, whose } = options;
+    let what = format!("remove {reference:?}");
+    each(client, &what, async |client, node| {
+        let request = ImageServiceRemoveRequest {
+            containerd: whose.instance(),
+            image_ref: reference.clone(),
+        };
+        let call = async |node| client::images(node).remove(request.clone()).await;
+        client.do_it(&what, call).await?;
+        say!("{node} has no {reference} any more");
+        Ok(())
+    })
+    .await
+}
+
+/// Does it on one node after the other; those that fail are told, unless all do.
+async fn each(
+    client: &Client,
+    what: &str,
+    mut one: impl AsyncFnMut(&Client, &str) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let clients = client.alone();
+    let (count, mut failures) = (clients.len(), Vec::new());
+    for (node, client) in clients {
+        match one(&client, &node).await {
+            Ok(()) => {}
+            // Nobody else is meant: all of it is told, and what to type next.
+            Err(error) if count == 1 => return Err(error),
+            Err(error @ (Error::Signal(_) | Error::Output(_))) => return Err(error),
+            Err(error) => {
+                failures.push(Failure { node, why: orlop_rt::Chain(&error).to_string() });
+            }
+        }
     }
+    if failures.len() == count {
+        return Err(Error::Failed { what: what.to_owned(), failures });
+    }
+    failures.iter().for_each(|failure| say!(warning: "{what}: {failure}"));
     Ok(())
 }
 
 async fn list(client: &Client, Options { whose, output }: &Options) -> Result<(), Error> {
     let mut images = Vec::new();
-    let followed = follow(client, *whose, |node, image| {
-        images.push((node.to_owned(), image));
+    let listed = each(client, "list images", async |client, node| {
+        let request = ImageServiceListRequest { containerd: whose.instance() };
+        let call = async |node| client::images(node).list(request).await;
+        let mut its = Vec::new();
+        let asked = client.listen("list images", call, |image| its.push(image)).await;
+        match asked {
+            Err(error) if error.is_unserved() => {
+                follow(client, *whose, |_, image| {
+                    let ImageListResponse { name, digest, size, created_at, .. } = image;
+                    let labels = Default::default();
+                    its.push(ImageServiceListResponse { name, digest, size, created_at, labels });
+                    Ok(())
+                })
+                .await?;
+            }
+            asked => asked?,
+        }
+        images.extend(its.into_iter().map(|image| (node.to_owned(), image)));
         Ok(())
-    });
-    let followed = followed.await;
-    if followed.is_ok() || !images.is_empty() {
+    })
+    .await;
+    if listed.is_ok() {
         table(&images).print(*output)?;
     }
-    followed
+    listed
 }
 
 /// References alone, one a line.
@@ -111,10 +191,11 @@ const COLUMNS: &[Column] = &[
     ("IMAGE", "image"),
     ("DIGEST", "digest"),
     ("SIZE", "size_bytes"),
+    ("LABELS", "labels"),
     ("CREATED", "created"),
 ];
 
-fn table(images: &[(String, ImageListResponse)]) -> Table {
+fn table(images: &[(String, ImageServiceListResponse)]) -> Table {
     let mut table = Table::new(COLUMNS);
     for (node, image) in images {
         let created = image.created_at.map(|at| at.seconds);
@@ -123,11 +204,15 @@ fn table(images: &[(String, ImageListResponse)]) -> Table {
             let (hour, minute, second) = at.to_hms();
             format!("{}T{hour:02}:{minute:02}:{second:02}Z", at.date())
         });
+        let mut labels: Vec<_> =
+            image.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        labels.sort();
         table.push([
             Cell::text(node),
             Cell::text(&image.name),
             Cell::text(&image.digest),
             Cell::shown(si(u64::try_from(image.size).unwrap_or_default()), image.size),
+            Cell::text(&labels.join(",")),
             Cell::text(&created),
         ]);
     }
@@ -142,15 +227,20 @@ mod tests {
 
     #[test]
     fn images_have_digest_size_and_date() {
-        let image = ImageListResponse {
-            metadata: None,
+        let labels = [("io.cri-containerd.pinned", "pinned"), ("a", "b")];
+        let label = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
+        let image = ImageServiceListResponse {
             name: "registry.k8s.io/pause:3.10".to_owned(),
             digest: "sha256:ee6521f290b2168b6e0935a181d4cff9be1ac3f505666ef0e3c98fae8199917a"
                 .to_owned(),
             size: 320_000,
             created_at: Some(prost_types::Timestamp { seconds: 1_763_715_900, nanos: 0 }),
+            labels: labels.map(label).into(),
         };
-        let bare = ImageListResponse { name: "bare".to_owned(), ..ImageListResponse::default() };
+        let bare = ImageServiceListResponse {
+            name: "bare".to_owned(),
+            ..ImageServiceListResponse::default()
+        };
         let images = [("10.0.0.2".to_owned(), image), ("10.0.0.2".to_owned(), bare)];
         golden::check("images.txt", &table(&images).render(Format::Table));
     }

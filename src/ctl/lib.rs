@@ -61,8 +61,10 @@ mod support;
 mod table;
 mod timeline;
 mod units;
+mod upgrade;
 mod validate;
 mod version;
+mod wipe;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -151,6 +153,7 @@ async fn ask(client: &client::Client, command: &Command) -> Result<(), Error> {
         Command::Recover(options) => etcd::recover(client, options).await,
         Command::Reset(options) => apply::reset(client, options).await,
         Command::Restart(options) => restart::run(client, options).await,
+        Command::Rollback => upgrade::rollback(client).await,
         Command::Routes(options) => network::list_routes(client, options).await,
         Command::Service(options) => services::run(client, options).await,
         Command::Shutdown(wait) => power::shutdown(client, wait).await,
@@ -158,8 +161,10 @@ async fn ask(client: &client::Client, command: &Command) -> Result<(), Error> {
         Command::Support(options) => support::run(client, options).await,
         Command::Time(options) => clock::run(client, options).await,
         Command::Timeline(options) => timeline::run(client, options).await,
+        Command::Upgrade(options) => upgrade::upgrade(client, options).await,
         Command::Usage(options) => files::usage(client, options).await,
         Command::Version(_) => version::nodes(client).await,
+        Command::Wipe(command) => wipe::run(client, command).await,
         Command::Completion { .. }
         | Command::Config(_)
         | Command::Gen(_)

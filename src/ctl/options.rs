@@ -10,7 +10,7 @@ use crate::stranger::Stranger;
 use crate::{
     apply, capture, clock, containers, context, copy, dashboard, disks, etcd, events, files,
     generate, health, images, kubeconfig, logs, memory, meta, metrics, mounts, netstat, network,
-    power, processes, restart, services, support, timeline, validate, version,
+    power, processes, restart, services, support, timeline, upgrade, validate, version, wipe,
 };
 
 /// Drives nodes through their API.
@@ -118,6 +118,8 @@ pub(crate) enum Command {
     Reset(apply::ResetOptions),
     /// Restart a container
     Restart(restart::Options),
+    /// Start the release before this one again
+    Rollback,
     /// List network routes
     #[command(visible_alias = "route")]
     Routes(network::Options),
@@ -135,6 +137,8 @@ pub(crate) enum Command {
     Time(clock::Options),
     /// Show how the boot went, step by step
     Timeline(timeline::Options),
+    /// Install another release beside the one that runs, and start it
+    Upgrade(upgrade::Options),
     /// Show how much room files take
     #[command(visible_alias = "du")]
     Usage(files::UsageOptions),
@@ -142,6 +146,9 @@ pub(crate) enum Command {
     Validate(validate::Options),
     /// Show the version of this program and of the nodes
     Version(version::Options),
+    /// Clear disks
+    #[command(subcommand)]
+    Wipe(wipe::Command),
     /// Print a script that completes commands in a shell
     Completion {
         #[arg(value_enum)]
@@ -157,6 +164,7 @@ impl Command {
             Self::Disks(options) => &options.stranger,
             Self::Meta(command) => command.stranger(),
             Self::Version(options) => &options.stranger,
+            Self::Wipe(command) => command.stranger(),
             _ => return None,
         };
         stranger.insecure.then_some(stranger)
