@@ -166,7 +166,9 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
         connection.await;
         Err(Error::Ended("the netlink connection"))
     });
-    parts.spawn(api::serve(options.socket.clone(), netlink.clone(), is_ready, shutdown.clone()));
+    // Until the driver has given back what there is to give back: whoever ends first ends the role.
+    let serving = CancellationToken::new();
+    parts.spawn(api::serve(options.socket.clone(), netlink.clone(), is_ready, serving));
     let netlink = (netlink, Direct::open().map_err(Error::Netlink)?);
     let driver = driver::Driver::new(options, settings, netlink, changes, duplicates, ready);
     parts.spawn(driver.run(shutdown));
