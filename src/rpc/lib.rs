@@ -41,8 +41,9 @@ pub const MAX_MESSAGE: usize = 32 << 20;
 
 /// Bytes a peer may send ahead on one call: what one call can carry per round trip.
 const STREAM_WINDOW: u32 = 256 << 10;
-/// The same inside the node, where a round trip takes no time.
-const LOCAL_STREAM_WINDOW: u32 = 64 << 10;
+/// The same inside the node, where a round trip takes no time: with half as many, two processes wait for
+/// each other after every second message of a copy.
+const LOCAL_STREAM_WINDOW: u32 = 128 << 10;
 /// Bytes a peer may send ahead on all calls of a connection together. What callers do not read stays
 /// here, and when it is full, all calls of the connection stand still: so it takes many such callers.
 const CONNECTION_WINDOW: u32 = 16 << 20;
