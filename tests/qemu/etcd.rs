@@ -1,5 +1,6 @@
 //! What must hold of etcd on nodes that really boot: two control planes, joined by a network that is
-//! theirs alone, with etcd's program on their EPHEMERAL volumes.
+//! theirs alone, with etcd's program on their EPHEMERAL volumes. The second one is handed the PKI of etcd,
+//! and of the cluster, by the first.
 //!
 //! `ORLOP_ETCD` names the program, with `etcdutl` beside it; without it nothing is checked. Each check goes
 //! on where the one before it ended; when one fails, all up to it are put to other machines once, which is
@@ -120,6 +121,19 @@ impl Two {
             ))?;
             // No server of time is near; a node that knows no time begins no cluster.
             config["machine"]["time"] = serde_yaml::from_str("{disabled: true}")?;
+            let [one, other] = ADDRESSES;
+            config["machine"]["trustd"] =
+                serde_yaml::from_str(&format!("{{endpoints: [{one}, {other}]}}"))?;
+            if n > 0 {
+                // It is handed them by the first one.
+                let etcd = &["cluster", "etcd"][..];
+                for (path, key) in
+                    [(&etcd[..1], "ca"), (&etcd[..1], "serviceAccount"), (etcd, "ca")]
+                {
+                    let of = path.iter().fold(&mut config, |of, key| &mut of[*key]);
+                    of.as_mapping_mut().context("no mapping")?.remove(key);
+                }
+            }
             // Translated machines are late at times, and so are heartbeats.
             config["cluster"]["etcd"]["extraArgs"] =
                 serde_yaml::from_str("{heartbeat-interval: '1000', election-timeout: '10000'}")?;
