@@ -196,4 +196,4 @@ const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../src");
 /// Where a test program's standard error goes, in the guest.
 const STDERR: &str = "/run/stderr";
 const BOOT_LIMIT: Duration = Duration::from_secs(240);
-const TEST_LIMIT: Duration = Duration::from_secs(1200);
+const TEST_LIMIT: Duration = Duration::from_secs(3600);
