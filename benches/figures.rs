@@ -194,7 +194,11 @@ impl Host {
             processes: largest(&host, "host processes", "p50_ms=")?,
             copy: largest(&host, "host copy", "p50_ms=")?,
             tar: largest(&host, "host tar", "p50_ms=")?,
-            network: printed("orlop-networkd", "network")?,
+            // The other figures do not hang on the host's network.
+            network: printed("orlop-networkd", "network").unwrap_or_else(|error| {
+                eprintln!("bench: networkd is left out: {error:#}");
+                String::new()
+            }),
             door: Door::measure()?,
         })
     }

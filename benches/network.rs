@@ -164,11 +164,13 @@ fn occupied(orlop: &str) -> Result<()> {
     let etc = world.folder.path().join("network");
     fs::create_dir(&etc)?;
     fs::write(etc.join("1.network"), "[Match]\nName=eth0\n[Network]\nDHCP=ipv4\n")?;
-    // Folders of its own, so that the machine's stay as they are.
+    // Folders of its own, so that the machine's stay as they are; and it waits for udev unless `/sys` is
+    // read-only, as in containers.
     let script = format!(
         "mount -t tmpfs none /run && mkdir -p /run/systemd/netif/links /run/systemd/netif/leases \
          /run/systemd/netif/lldp /run/systemd/network && cp {}/1.network /run/systemd/network && \
-         chown -R systemd-network /run/systemd/netif && exec {theirs}",
+         chown -R systemd-network /run/systemd/netif && mount -o bind,remount,ro /sys && \
+         exec {theirs}",
         etc.display()
     );
     let words = ["unshare", "--mount", "sh", "-c", &script].map(str::to_owned);
