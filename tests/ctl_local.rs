@@ -174,6 +174,40 @@ fn the_examples_we_ship_are_valid_but_for_an_authoritys_secrets() {
 }
 
 #[test]
+fn a_cluster_is_made_again_of_its_secrets() {
+    let home = Home::new();
+    let created = |args: &[&str], name: &str| {
+        let ran = home.run(args);
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+        assert!(ran.stdout.contains(&format!("created {name}\n")), "{ran:?}");
+        fs::read_to_string(home.path(name)).unwrap()
+    };
+    let secrets = created(&["gen", "secrets"], "secrets.yaml");
+    assert_eq!(mode(&home.path("secrets.yaml")), 0o600);
+    let ran = home.run(&["gen", "secrets"]);
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert!(ran.stderr.contains("hint: --force writes over it"), "{ran:?}");
+    let make = |folder: &str| {
+        let args = ["gen", "config", "trial", "https://10.0.0.2:6443", "--with-secrets"];
+        created(
+            &[&args[..], &["secrets.yaml", "-o", folder]].concat(),
+            &format!("{folder}/controlplane.yaml"),
+        )
+    };
+    assert_eq!(make("one"), make("other"));
+    let from = ["gen", "secrets", "-o", "again", "--from-controlplane-config"];
+    assert_eq!(created(&[&from[..], &["one/controlplane.yaml"]].concat(), "again"), secrets);
+    let ran = home
+        .run(&[&from[..2], &["-o", "-", "--from-controlplane-config", "one/worker.yaml"]].concat());
+    assert_eq!(ran.code, Some(64), "{ran:?}");
+    fs::write(home.path("secrets.yaml"), "cluster: {}\n").unwrap();
+    let ran =
+        home.run(&["gen", "config", "x", "https://10.0.0.2", "--with-secrets", "secrets.yaml"]);
+    assert_eq!(ran.code, Some(78), "{ran:?}");
+    assert!(ran.stderr.starts_with("error: the secrets have no usable certs.os"), "{ran:?}");
+}
+
+#[test]
 fn a_cluster_endpoint_that_is_no_url_is_corrected() {
     let ran = Home::new().run(&["gen", "config", "trial", "10.0.0.2"]);
     assert_eq!(ran.code, Some(64));

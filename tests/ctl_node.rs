@@ -5,8 +5,9 @@
 mod support;
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use orlop_config::client::{Configuration, Context};
 use orlop_pki::{Authority, KeyKind, Leaf, Usage};
@@ -19,11 +20,11 @@ use orlop_proto::machine::{
     EventsRequest, FileInfo, GenerateClientConfiguration, GenerateClientConfigurationRequest,
     GenerateClientConfigurationResponse, ImageListRequest, ImageListResponse, ListRequest, LoadAvg,
     LoadAvgResponse, LogsContainer, LogsContainersResponse, LogsRequest, MemInfo, Memory,
-    MemoryResponse, Netstat, NetstatRequest, NetstatResponse, PacketCaptureRequest, ReadRequest,
-    Reboot, RebootResponse, Restart, RestartRequest, RestartResponse, SequenceEvent, ServiceEvents,
-    ServiceHealth, ServiceInfo, ServiceList, ServiceListResponse, ServiceRestart,
-    ServiceRestartRequest, ServiceRestartResponse, SystemStat, SystemStatResponse, Version,
-    VersionInfo, VersionResponse,
+    MemoryResponse, Netstat, NetstatRequest, NetstatResponse, PacketCaptureRequest, Process,
+    ProcessInfo, ProcessesResponse, ReadRequest, Reboot, RebootResponse, Restart, RestartRequest,
+    RestartResponse, SequenceEvent, ServiceEvents, ServiceHealth, ServiceInfo, ServiceList,
+    ServiceListResponse, ServiceRestart, ServiceRestartRequest, ServiceRestartResponse, SystemStat,
+    SystemStatResponse, Version, VersionInfo, VersionResponse,
 };
 use orlop_proto::orlop::v1alpha1::node_service_server::{NodeService, NodeServiceServer};
 use orlop_proto::orlop::v1alpha1::{
@@ -140,7 +141,7 @@ struct Screen {
 }
 
 impl Screen {
-    fn open(node: &Node) -> Option<Self> {
+    fn open(node: &Node, interval: &str) -> Option<Self> {
         use std::io::Read as _;
         use std::process::{Command, Stdio};
 
@@ -153,7 +154,7 @@ impl Screen {
         // The terminal changes its size when somebody writes to the fifo.
         let run = format!(
             "stty rows 24 cols 80\n(read _ < resize; stty rows 10 cols 40 < /dev/tty) &\n\
-             echo $$ > pid\nexec {orlop} orlopctl --talosconfig talosconfig dashboard -d 100ms\n"
+             echo $$ > pid\nexec {orlop} orlopctl --talosconfig talosconfig dashboard -d {interval}\n"
         );
         std::fs::write(node.home.path("run"), run).unwrap();
         let mut script = Command::new("script");
@@ -218,7 +219,7 @@ fn the_dashboard_draws_follows_the_size_and_gives_the_terminal_back() {
     use std::io::Write as _;
 
     let node = Node::start();
-    let Some(mut screen) = Screen::open(&node) else { return };
+    let Some(mut screen) = Screen::open(&node, "100ms") else { return };
     screen
         .wait("a frame", |seen| ["apid", "v0.8.9", "hello"].iter().all(|word| seen.contains(word)));
     std::fs::write(node.home.path("resize"), "\n").unwrap();
@@ -226,7 +227,7 @@ fn the_dashboard_draws_follows_the_size_and_gives_the_terminal_back() {
     screen.keys.write_all(b"q").unwrap();
     screen.end();
     // A signal ends it as well as a key.
-    let Some(mut screen) = Screen::open(&node) else { return };
+    let Some(mut screen) = Screen::open(&node, "100ms") else { return };
     screen.wait("a frame", |seen| seen.contains("apid"));
     let pid = std::fs::read_to_string(node.home.path("pid")).unwrap();
     let pid = nix::unistd::Pid::from_raw(pid.trim().parse().unwrap());
@@ -235,6 +236,107 @@ fn the_dashboard_draws_follows_the_size_and_gives_the_terminal_back() {
     let ran = node.run(&["dashboard"]);
     assert_eq!(ran.code, Some(64), "{ran:?}");
     assert!(ran.stderr.starts_with("error: a dashboard is for a terminal\nhint: "), "{ran:?}");
+}
+
+/// A long way to a node: what goes in at one end comes out at the other after [`Link::DELAY`].
+struct Link {
+    endpoint: String,
+    /// How many deliveries had to follow one upon another so far: a round trip is two.
+    depth: Arc<AtomicU64>,
+}
+
+impl Link {
+    const DELAY: Duration = Duration::from_millis(200);
+
+    fn to(node: &str) -> Self {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = listener.local_addr().unwrap().to_string();
+        let (node, depth) = (node.to_owned(), Arc::new(AtomicU64::new(0)));
+        let told = Arc::clone(&depth);
+        // Ends with the process; its connections end with their peers.
+        std::thread::spawn(move || {
+            for near in listener.incoming() {
+                let (near, far) = (near.unwrap(), std::net::TcpStream::connect(&node).unwrap());
+                // How deep what each end has received was.
+                let [at_near, at_far] = [(); 2].map(|()| Arc::new(AtomicU64::new(0)));
+                for (from, to, own, others) in
+                    [(&near, &far, &at_near, &at_far), (&far, &near, &at_far, &at_near)]
+                {
+                    let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+                    let told = Arc::clone(&told);
+                    Self::carry(from, to, Arc::clone(own), Arc::clone(others), told);
+                }
+            }
+        });
+        Self { endpoint, depth }
+    }
+
+    fn carry(
+        mut from: std::net::TcpStream,
+        mut to: std::net::TcpStream,
+        own: Arc<AtomicU64>,
+        others: Arc<AtomicU64>,
+        told: Arc<AtomicU64>,
+    ) {
+        use std::io::{Read as _, Write as _};
+
+        let (sender, line) = std::sync::mpsc::channel::<(Instant, u64, Vec<u8>)>();
+        std::thread::spawn(move || {
+            let mut piece = vec![0; 64 << 10];
+            while let Ok(count @ 1..) = from.read(&mut piece) {
+                let depth = own.load(Ordering::SeqCst) + 1;
+                let due = Instant::now() + Self::DELAY;
+                if sender.send((due, depth, piece[..count].to_vec())).is_err() {
+                    return;
+                }
+            }
+        });
+        std::thread::spawn(move || {
+            for (due, depth, piece) in line {
+                // This is the length of the way.
+                std::thread::sleep(due.saturating_duration_since(Instant::now()));
+                others.fetch_max(depth, Ordering::SeqCst);
+                told.fetch_max(depth, Ordering::SeqCst);
+                if to.write_all(&piece).is_err() {
+                    return;
+                }
+            }
+            let _ = to.shutdown(std::net::Shutdown::Write);
+        });
+    }
+}
+
+#[test]
+fn the_dashboard_needs_few_round_trips_and_asks_nothing_twice_at_once() {
+    use std::io::Write as _;
+
+    let node = Node::start();
+    let link = Link::to(&node.endpoint);
+    node.write_contact(&link.endpoint, &node.ca, issue(&node.ca, Usage::Client));
+    // Asked once, so that nothing but the first screen takes a way.
+    let Some(mut screen) = Screen::open(&node, "1h") else { return };
+    screen
+        .wait("a frame", |seen| ["apid", "v0.8.9", "hello"].iter().all(|word| seen.contains(word)));
+    // TLS, then all questions at once; and what HTTP/2 has to settle.
+    let depth = link.depth.load(Ordering::SeqCst);
+    assert!((4..=8).contains(&depth), "{depth} deliveries one upon another");
+    screen.keys.write_all(b"q").unwrap();
+    screen.end();
+    assert_eq!(node.loads.load(Ordering::Relaxed), 1);
+
+    // Asked again sooner than an answer can be there: each answer is waited for.
+    let begun = Instant::now();
+    let Some(mut screen) = Screen::open(&node, "100ms") else { return };
+    while node.loads.load(Ordering::Relaxed) < 5 {
+        let before = screen.seen.len();
+        screen.wait("a further frame", |seen| seen.len() > before);
+    }
+    let most = begun.elapsed().as_secs_f64() / (2.0 * Link::DELAY.as_secs_f64());
+    #[expect(clippy::cast_precision_loss, reason = "a handful")]
+    let asked = (node.loads.load(Ordering::Relaxed) - 1) as f64;
+    assert!(asked <= most + 1.0, "{asked} questions, while {most} could be answered");
+    screen.keys.write_all(b"q").unwrap();
+    screen.end();
 }
 
 #[test]
@@ -314,9 +416,11 @@ fn following_prints_at_once_and_ends_well_at_an_interrupt() {
     use std::process::Stdio;
 
     let node = Node::start();
-    for (command, second) in
-        [(&["dmesg", "-f"][..], "kern: "), (&["events", "--tail", "1"], "boot")]
-    {
+    for (command, second) in [
+        (&["dmesg", "-f"][..], "kern: "),
+        (&["events", "--tail", "1"], "boot"),
+        (&["processes", "--watch"], "machined"),
+    ] {
         let mut command = node.home.command(&[&["--talosconfig", "talosconfig"], command].concat());
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
@@ -557,11 +661,115 @@ fn a_client_certificate_of_another_authority_is_refused_and_the_context_is_named
     }
 }
 
+/// Every command that asks a node, with what it cannot do without. Those that write a file write it into
+/// the home.
+const ASKING: &[&[&str]] = &[
+    &["bootstrap"],
+    &["config", "new", "new"],
+    &["containers"],
+    &["copy", "/var", "here"],
+    &["disks"],
+    &["dmesg"],
+    &["etcd", "members"],
+    &["etcd", "status"],
+    &["etcd", "snapshot", "db"],
+    &["etcd", "leave"],
+    &["etcd", "forfeit-leadership"],
+    &["events"],
+    &["image", "list"],
+    &["images"],
+    &["interfaces"],
+    &["kubeconfig"],
+    &["list"],
+    &["logs", "apid"],
+    &["memory"],
+    &["meta", "write", "10", "x"],
+    &["metrics"],
+    &["mounts"],
+    &["netstat"],
+    &["pcap", "-i", "lo", "-o", "pcap"],
+    &["processes"],
+    &["processes", "--watch"],
+    &["read", "/etc/hosts"],
+    &["reboot"],
+    &["recover"],
+    &["reset"],
+    &["restart", "apid"],
+    &["routes"],
+    &["service"],
+    &["service", "apid", "restart"],
+    &["shutdown"],
+    &["stats"],
+    &["time"],
+    &["timeline"],
+    &["usage"],
+    &["version"],
+];
+
+#[test]
+fn every_command_fails_with_its_exit_code_and_says_what_to_do() {
+    let node = Node::start();
+    let expired = {
+        let leaf = Leaf {
+            common_name: "test".to_owned(),
+            organizations: vec!["os:admin".to_owned()],
+            usage: Usage::Client,
+            dns: vec![],
+            ips: vec![],
+            lifetime: Duration::from_secs(3600),
+        };
+        node.ca.issue(&leaf, SystemTime::now() - Duration::from_secs(48 * 3600)).unwrap()
+    };
+    node.write_contact(&node.endpoint, &node.ca, expired);
+    std::fs::rename(node.home.path("talosconfig"), node.home.path("expired")).unwrap();
+    // Bound, and never listened on: connecting is refused for as long as it is there.
+    let closed = tokio::net::TcpSocket::new_v4().unwrap();
+    closed.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    node.write_contact(&closed.local_addr().unwrap().to_string(), &node.ca, issue(&node.ca, Usage::Client));
+    let hints = |ran: &Ran| ran.stderr.matches("hint: ").count();
+    for command in ASKING {
+        let ran = |more: &[&str]| node.home.run(&[more, *command].concat());
+        let missing = ran(&["--talosconfig", "none"]);
+        let path = missing.stderr.contains("there is no client configuration at none");
+        assert!((missing.code, hints(&missing), path) == (Some(78), 1, true), "{missing:?}");
+        let down = ran(&["--talosconfig", "talosconfig"]);
+        let why = down.stderr.to_lowercase().contains("connection refused");
+        let what = down.stderr.contains("hint: is the node up, and is this the port");
+        assert!((down.code, why, what) == (Some(1), true, true), "{command:?}: {down:?}");
+        assert!(down.stderr.contains("error: "), "{command:?}: {down:?}");
+        let old = ran(&["--talosconfig", "expired"]);
+        let what = old.stderr.contains("does not accept the certificate of context \"trial\"")
+            && old.stderr.contains("of expired, which expired on ");
+        assert!((old.code, what) == (Some(1), true), "{command:?}: {old:?}");
+        for ran in [missing, down, old] {
+            assert!(!ran.stderr.contains('\u{1b}'), "coloured, and no terminal: {ran:?}");
+        }
+    }
+    // Those of the help that are not above are walked as well.
+    let help = node.home.run(&["--help"]).stdout;
+    let (_, commands) = help.split_once("Commands:\n").unwrap();
+    let names: Vec<_> = commands
+        .lines()
+        .take_while(|line| !line.is_empty())
+        .filter(|line| line.starts_with("  ") && !line.starts_with("   "))
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|name| *name != "help")
+        .collect();
+    assert!(names.len() > 40, "{names:?}");
+    for command in names.iter().map(std::slice::from_ref).chain(ASKING.iter().copied()) {
+        let ran = node.home.run(&[command, &["--no-such-flag"]].concat());
+        let told = ran.stderr.contains("--no-such-flag");
+        assert!((ran.code, told, &*ran.stdout) == (Some(64), true, ""), "{command:?}: {ran:?}");
+    }
+}
+
 /// A fake node, the authority it trusts, and a home with a client configuration for it.
 struct Node {
     home: Home,
     endpoint: String,
     ca: Authority,
+    /// How often LoadAvg was called.
+    loads: Arc<AtomicU64>,
     /// Runs the server until it is dropped.
     _runtime: tokio::runtime::Runtime,
 }
@@ -580,20 +788,26 @@ impl Node {
         let endpoint = listener.local_addr().unwrap().to_string();
         let (_, tls) = tokio::sync::watch::channel(tls);
         let incoming = orlop_rpc::tls::incoming(listener, tls);
+        let fake = Fake::default();
+        let loads = Arc::clone(&fake.loads);
         let server = orlop_rpc::server()
-            .add_service(MachineServiceServer::new(Fake::default()))
+            .add_service(MachineServiceServer::new(fake))
             .add_service(NodeServiceServer::new(Fake::default()));
         runtime.spawn(server.serve_with_incoming(incoming));
-        let node = Self { home: Home::new(), endpoint, ca, _runtime: runtime };
+        let node = Self { home: Home::new(), endpoint, ca, loads, _runtime: runtime };
         node.write_context(&node.ca, &node.ca);
         node
     }
 
     /// Makes a context that trusts `trusted` and shows a certificate of `issuer`.
     fn write_context(&self, trusted: &Authority, issuer: &Authority) {
-        let client = issue(issuer, Usage::Client);
+        self.write_contact(&self.endpoint, trusted, issue(issuer, Usage::Client));
+    }
+
+    /// Makes a context that leads to `endpoint` and shows `client`.
+    fn write_contact(&self, endpoint: &str, trusted: &Authority, client: orlop_pki::Pair) {
         let context = Context {
-            endpoints: vec![self.endpoint.clone()],
+            endpoints: vec![endpoint.to_owned()],
             nodes: vec![],
             ca: trusted.pair().crt.clone(),
             crt: client.crt,
@@ -630,6 +844,8 @@ fn issue(ca: &Authority, usage: Usage) -> orlop_pki::Pair {
 #[derive(Default)]
 struct Fake {
     reboots: AtomicU64,
+    /// Calls of LoadAvg.
+    loads: Arc<AtomicU64>,
 }
 
 fn each<T>(asked: &MetadataMap, make: impl Fn(Option<Metadata>) -> T) -> Vec<T> {
@@ -703,7 +919,14 @@ impl MachineService for Fake {
         Ok(Response::new(LogsContainersResponse { messages: each(request.metadata(), logs) }))
     }
 
+    async fn processes(&self, request: Request<()>) -> Result<Response<ProcessesResponse>, Status> {
+        let init = ProcessInfo { pid: 1, command: "machined".to_owned(), ..ProcessInfo::default() };
+        let processes = |metadata| Process { metadata, processes: vec![init.clone()] };
+        Ok(Response::new(ProcessesResponse { messages: each(request.metadata(), processes) }))
+    }
+
     async fn load_avg(&self, request: Request<()>) -> Result<Response<LoadAvgResponse>, Status> {
+        self.loads.fetch_add(1, Ordering::Relaxed);
         let load = |metadata| LoadAvg { metadata, load1: 0.25, ..LoadAvg::default() };
         Ok(Response::new(LoadAvgResponse { messages: each(request.metadata(), load) }))
     }

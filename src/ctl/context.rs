@@ -32,7 +32,14 @@ pub(crate) fn open(global: &Global) -> Result<Client, Error> {
     let tls =
         orlop_pki::tls::client_config(&context.ca, Some((&context.crt, context.key.expose())))
             .map_err(broken)?;
-    let identity = format!("context {name:?} of {}", path.display());
+    let expired = match certificate::validity(&context.crt) {
+        Ok((_, until)) if until < SystemTime::now() => {
+            format!(", which expired on {}", OffsetDateTime::from(until).date())
+        }
+        // What cannot be read has been told above.
+        _ => String::new(),
+    };
+    let identity = format!("context {name:?} of {}{expired}", path.display());
     Client::new(endpoints, nodes.clone(), identity, tls)
 }
 

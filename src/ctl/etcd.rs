@@ -20,6 +20,7 @@ use orlop_rt::Beside;
 
 use crate::client::{Answer, Client, machine};
 use crate::error::Error;
+use crate::progress::Progress;
 use crate::table::{Cell, Column, Output, Table, print};
 use crate::units::si;
 
@@ -300,12 +301,14 @@ async fn snapshot(client: &Client, path: &Path) -> Result<(), Error> {
     }
     let failed = |source| Error::Write { path: path.to_owned(), source };
     let mut file = Beside::new(path, 0o600).map_err(failed)?;
-    let mut size = 0;
+    let (mut size, mut progress) = (0, Progress::new(what));
     let followed = client.follow(what, call, |_, data| {
         size += data.bytes.len() as u64;
+        progress.add(data.bytes.len());
         file.write_all(&data.bytes).map_err(failed)
     });
     followed.await?;
+    drop(progress);
     match size {
         // Ctrl-C before anything came.
         0 => return Err(failed(io::ErrorKind::UnexpectedEof.into())),

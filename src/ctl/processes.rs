@@ -1,12 +1,15 @@
 //! `processes`: what runs on a node, biggest first.
 
 use std::cmp::Reverse;
+use std::io::{self, IsTerminal as _};
+use std::time::Duration;
 
 use orlop_proto::machine::{Process, ProcessInfo};
+use tokio::time::sleep;
 
 use crate::client::{Answer, Client, machine};
 use crate::error::Error;
-use crate::table::{Cell, Column, Output, Table};
+use crate::table::{Cell, Column, Output, Table, print};
 use crate::units::si;
 
 #[derive(Debug, clap::Args)]
@@ -14,6 +17,9 @@ pub(crate) struct Options {
     /// Column to sort by, biggest first
     #[arg(short, long, value_enum, default_value_t)]
     sort: Sort,
+    /// List them again every two seconds, until Ctrl-C
+    #[arg(short, long)]
+    watch: bool,
     #[command(flatten)]
     output: Output,
 }
@@ -28,9 +34,35 @@ pub(crate) enum Sort {
 }
 
 pub(crate) async fn run(client: &Client, options: &Options) -> Result<(), Error> {
+    if !options.watch {
+        return table(&ask(client).await?, options.sort).print(options.output);
+    }
+    let screen = io::stdout().is_terminal();
+    let watching = async {
+        loop {
+            let table = table(&ask(client).await?, options.sort);
+            if screen {
+                print(CLEAR)?;
+            }
+            table.print(options.output)?;
+            sleep(WATCH_EVERY).await;
+        }
+    };
+    // Safe to cancel: nothing is changed by asking.
+    tokio::select! {
+        ended = watching => ended,
+        interrupted = tokio::signal::ctrl_c() => interrupted.map_err(Error::Signal),
+    }
+}
+
+/// How often they are listed.
+const WATCH_EVERY: Duration = Duration::from_secs(2);
+/// The cursor goes home, and what a terminal shows goes away (ECMA-48, CUP and ED).
+const CLEAR: &[u8] = b"\x1b[H\x1b[2J";
+
+async fn ask(client: &Client) -> Result<Vec<Answer<Process>>, Error> {
     let call = async |node| machine(node).processes(()).await;
-    let answers = client.ask("list processes", call).await?;
-    table(&answers, options.sort).print(options.output)
+    client.ask("list processes", call).await
 }
 
 const COLUMNS: &[Column] = &[
