@@ -41,7 +41,7 @@ pub use node::{
     LogFormat, Logging, Logs, Machine, MachineType, Mount, Partition, Registries, RegistryAuth,
     RegistryConfig, RegistryMirror, RegistryTls, Trustd, Udev,
 };
-pub use time::{NoTimeServer, Time, TimeServer};
+pub use time::{NTS_PORT, NoTimeServer, Time, TimeServer};
 pub use unpack::{UNPACKED_LIMIT, UnpackError, unpack};
 pub use wireguard::{PublicKey, SecretKey, Wireguard, WireguardPeer};
 

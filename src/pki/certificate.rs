@@ -24,10 +24,20 @@ pub fn not_after(pem: &str) -> Result<SystemTime, Error> {
 /// # Errors
 /// When there is no certificate, or it cannot be decoded.
 pub fn validity(pem: &str) -> Result<(SystemTime, SystemTime), Error> {
-    first(pem, |certificate| {
-        let validity = certificate.validity();
-        (system_time(validity.not_before.timestamp()), system_time(validity.not_after.timestamp()))
-    })
+    first(pem, validity_of)
+}
+
+/// [`validity`], of a peer's certificate (DER).
+///
+/// # Errors
+/// When the certificate cannot be decoded.
+pub fn validity_of_der(der: &[u8]) -> Result<(SystemTime, SystemTime), Error> {
+    decode(der).map(|certificate| validity_of(&certificate))
+}
+
+fn validity_of(certificate: &X509Certificate<'_>) -> (SystemTime, SystemTime) {
+    let validity = certificate.validity();
+    (system_time(validity.not_before.timestamp()), system_time(validity.not_after.timestamp()))
 }
 
 /// Base64 of the SHA-256 of the public key (SPKI) of the first certificate of a PEM text: what an

@@ -5,7 +5,7 @@
 //! - [`Request`] is a certificate signing request, which [`request::make`] makes with its key.
 //! - [`certificate`] reads what others need of a certificate: expiry, roles, key fingerprint.
 //! - [`tls`] turns PEM into rustls configurations with mutual authentication, [`stranger`] into those of
-//!   a node that nobody knows yet.
+//!   a node that nobody knows yet, [`clockless`] into those of one that does not know the time.
 //!
 //! The cryptography is ring's throughout, named explicitly; nothing is installed process-wide.
 //! The time is passed in where certificates are made; rustls reads the system clock when it
@@ -15,6 +15,7 @@
 
 mod authority;
 pub mod certificate;
+pub mod clockless;
 pub mod encoding;
 pub mod request;
 mod secret;

@@ -90,6 +90,16 @@ pub fn set_clock_state(
     adjust(&mut timex).map(drop)
 }
 
+/// Whether somebody has told the kernel that its clock is right ([`set_clock_state`]).
+///
+/// # Errors
+/// When the kernel does not know `clock_adjtime(2)`.
+pub fn clock_is_synchronized() -> io::Result<bool> {
+    let mut timex = timex(0);
+    adjust(&mut timex)?;
+    Ok(timex.status & libc::STA_UNSYNC == 0)
+}
+
 /// What a PTP device's clock showed, between two readings of the system's clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PtpReading {
@@ -221,6 +231,11 @@ const _: () = assert!(size_of::<PtpSysOffset>() == 832 && size_of::<RtcTime>() =
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_clocks_state_can_be_read_by_anybody() {
+        assert!(clock_is_synchronized().is_ok());
+    }
 
     #[test]
     fn the_clocks_frequency_can_be_read_by_anybody() {

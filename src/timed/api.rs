@@ -17,7 +17,7 @@ use tonic::{Request, Response, Status};
 use crate::Error;
 use crate::driver;
 use crate::machine::View;
-use crate::names::Names;
+use crate::settings::Settings;
 
 /// Servers are asked again and again for so long; clients wait for twice as long.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -37,26 +37,27 @@ pub(crate) async fn serve(
 /// What calls are answered from.
 #[derive(Clone, Debug)]
 pub(crate) struct Api {
-    pub(crate) servers: Arc<[TimeServer]>,
-    pub(crate) names: Arc<Names>,
-    pub(crate) port: u16,
+    pub(crate) settings: watch::Receiver<Settings>,
+    pub(crate) net: Arc<driver::Net>,
     pub(crate) view: watch::Receiver<View>,
-    /// When nobody waits for the right time any more.
-    pub(crate) patience: Instant,
+    /// When this began: `machine.time.bootTimeout` counts from here.
+    pub(crate) started: Instant,
 }
 
 impl Api {
     /// Whether those who wait for the right time may go on: it is right, or their patience is at an
     /// end (`machine.time.bootTimeout`, spec §9.6).
     fn ready(&self) -> bool {
-        self.view.borrow().synchronized || Instant::now() >= self.patience
+        let patience = self.started + self.settings.borrow().boot_timeout;
+        self.view.borrow().synchronized || Instant::now() >= patience
     }
 
     async fn ask(&self, servers: &[TimeServer]) -> Result<Response<TimeResponse>, Status> {
         let mut why = "no answer in time".to_owned();
+        let nts_ca = self.settings.borrow().nts_ca.clone();
         let asking = async {
             loop {
-                match driver::ask_any(servers, &self.names, self.port).await {
+                match driver::ask_any(servers, &self.net, &nts_ca).await {
                     Ok(answer) => return answer,
                     Err(failures) => why = failures,
                 }
@@ -66,14 +67,11 @@ impl Api {
         let Ok((server, answer)) = timeout(LIMIT, asking).await else {
             return Err(Status::unavailable(format!("error querying NTP server: {why}")));
         };
-        let offset = answer.sample.offset;
-        let apart = Duration::try_from_secs_f64(offset.abs()).unwrap_or_default();
-        let remote = if offset < 0.0 { answer.at - apart } else { answer.at + apart };
         let message = Time {
             metadata: None,
             server,
             localtime: Some(Timestamp::from(answer.at)),
-            remotetime: Some(Timestamp::from(remote)),
+            remotetime: Some(Timestamp::from(answer.time())),
         };
         Ok(Response::new(TimeResponse { messages: vec![message] }))
     }
@@ -82,7 +80,8 @@ impl Api {
 #[tonic::async_trait]
 impl TimeService for Api {
     async fn time(&self, _: Request<()>) -> Result<Response<TimeResponse>, Status> {
-        self.ask(&self.servers).await
+        let servers = self.settings.borrow().servers.clone();
+        self.ask(&servers).await
     }
 
     async fn time_check(
@@ -101,27 +100,32 @@ impl TimeService for Api {
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
+    use crate::names::Names;
 
-    fn api(patience: Instant) -> (watch::Sender<View>, Api) {
+    fn api(boot_timeout: Duration) -> (watch::Sender<View>, watch::Sender<Settings>, Api) {
         let (sender, view) = watch::channel(View::default());
         let names = Names { hosts: "/dev/null".into(), resolv_conf: "/dev/null".into() };
-        (sender, Api { servers: [].into(), names: names.into(), port: 0, view, patience })
+        let net = driver::Net { names, port: 0, roots: "/dev/null".into() }.into();
+        let (setter, settings) = watch::channel(Settings { boot_timeout, ..Settings::default() });
+        (sender, setter, Api { settings, net, view, started: Instant::now() })
     }
 
     #[tokio::test(start_paused = true)]
     async fn it_is_ready_when_the_clock_is_right_or_patience_ends() {
-        let (view, api) = api(Instant::now() + Duration::from_secs(30));
+        let (view, settings, api) = api(Duration::from_secs(30));
         assert!(!api.ready());
         view.send_replace(View { synchronized: true, ..View::default() });
         assert!(api.ready());
         view.send_replace(View::default());
         tokio::time::advance(Duration::from_secs(30)).await;
         assert!(api.ready());
+        settings.send_modify(|settings| settings.boot_timeout = Duration::from_secs(31));
+        assert!(!api.ready());
     }
 
     #[tokio::test]
     async fn what_is_no_server_is_refused() {
-        let (_view, api) = api(Instant::now());
+        let (_view, _settings, api) = api(Duration::ZERO);
         for server in ["", "a b", "/dev/mem"] {
             let request = Request::new(TimeRequest { server: server.to_owned() });
             let status = api.time_check(request).await.unwrap_err();
@@ -131,7 +135,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn nobody_to_ask_is_told_after_a_while() {
-        let (_view, api) = api(Instant::now());
+        let (_view, _settings, api) = api(Duration::ZERO);
         let request = Request::new(TimeRequest { server: "ntp.example.org".to_owned() });
         let status = api.time_check(request).await.unwrap_err();
         assert_eq!(status.code(), tonic::Code::Unavailable);

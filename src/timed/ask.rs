@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
+use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use ring::rand::{SecureRandom as _, SystemRandom};
@@ -11,6 +12,8 @@ use tokio::net::UdpSocket;
 use tokio::time::{Instant, timeout_at};
 
 use crate::exchange::{self, Refusal, Sample};
+use crate::ke::Secured;
+use crate::nts::packet::{Association, Chance};
 use crate::wire::{Header, LONGEST, Leap, Timestamp};
 
 /// Where NTP servers listen.
@@ -31,6 +34,10 @@ pub(crate) enum Error {
     Silent(SocketAddr),
     #[error("{0}")]
     Refused(SocketAddr, #[source] Refusal),
+    #[error("no cookie is left to ask {0} with")]
+    Keyless(SocketAddr),
+    #[error("{0} says a time at which its own certificate is not valid")]
+    Implausible(SocketAddr),
     #[error("get random bytes")]
     Random,
     #[error("read {0}")]
@@ -47,8 +54,12 @@ pub(crate) struct Answer {
 }
 
 /// Asks `address` once, from a port of the kernel's choosing (RFC 9109), with 64 random bits that the
-/// answer must bring back. What anybody else sends is passed over.
-pub(crate) async fn server(address: SocketAddr) -> Result<Answer, Error> {
+/// answer must bring back. What anybody else sends is passed over. With `secured`, an answer must prove
+/// that it is the server's.
+pub(crate) async fn server(
+    address: SocketAddr,
+    secured: Option<&Secured>,
+) -> Result<Answer, Error> {
     let any: IpAddr = match address {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
@@ -56,8 +67,12 @@ pub(crate) async fn server(address: SocketAddr) -> Result<Answer, Error> {
     let socket = UdpSocket::bind((any, 0)).await.map_err(Error::Socket)?;
     // Connected: the kernel drops what others send, and tells when nobody listens there.
     socket.connect(address).await.map_err(|error| Error::Send(address, error))?;
-    let nonce = nonce()?;
-    let question = Header::question(nonce).encode();
+    let chance = chance()?;
+    let nonce = chance.origin;
+    let question = match secured {
+        None => Header::question(nonce).encode().to_vec(),
+        Some(secured) => lock(secured).question(&chance).ok_or(Error::Keyless(address))?,
+    };
     let deadline = Instant::now() + LIMIT;
     let departed = SystemTime::now();
     socket.send(&question).await.map_err(|error| Error::Send(address, error))?;
@@ -69,8 +84,19 @@ pub(crate) async fn server(address: SocketAddr) -> Result<Answer, Error> {
         let arrived = SystemTime::now();
         let length = received.map_err(|error| Error::Receive(address, error))?;
         let (departed, at) = (Timestamp::of(departed), Timestamp::of(arrived));
-        match exchange::judge(&buffer[..length], nonce, departed, at) {
-            Ok(sample) => return Ok(Answer { sample, at: arrived }),
+        let bytes = &buffer[..length];
+        let judged = match secured {
+            None => exchange::judge(bytes, nonce, departed, at),
+            Some(secured) => lock(secured)
+                .open(bytes, &chance)
+                .and_then(|header| exchange::judge_header(&header, nonce, departed, at)),
+        };
+        match judged {
+            Ok(sample) => {
+                let answer = Answer { sample, at: arrived };
+                let plausible = secured.is_none_or(|secured| secured.plausible(answer.time()));
+                return if plausible { Ok(answer) } else { Err(Error::Implausible(address)) };
+            }
             Err(refusal) if refusal.may_be_forged() => {
                 tracing::debug!(%address, %refusal, "passed over");
             }
@@ -102,10 +128,29 @@ pub(crate) async fn device(path: &Path) -> Result<Answer, Error> {
     Ok(Answer { sample, at: reading.after })
 }
 
-fn nonce() -> Result<Timestamp, Error> {
-    let mut bytes = [0; 8];
-    SystemRandom::new().fill(&mut bytes).map_err(|_| Error::Random)?;
-    Ok(Timestamp(u64::from_be_bytes(bytes)))
+impl Answer {
+    /// What the server's clock showed when its answer was here.
+    pub(crate) fn time(&self) -> SystemTime {
+        let offset = self.sample.offset;
+        let apart = Duration::try_from_secs_f64(offset.abs()).unwrap_or_default();
+        let time =
+            if offset < 0.0 { self.at.checked_sub(apart) } else { self.at.checked_add(apart) };
+        time.unwrap_or(self.at)
+    }
+}
+
+/// Nobody panics while holding it.
+fn lock(secured: &Secured) -> MutexGuard<'_, Association> {
+    secured.association.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn chance() -> Result<Chance, Error> {
+    let random = SystemRandom::new();
+    let (mut origin, mut unique, mut nonce) = ([0; 8], [0; 32], [0; 16]);
+    for bytes in [&mut origin[..], &mut unique, &mut nonce] {
+        random.fill(bytes).map_err(|_| Error::Random)?;
+    }
+    Ok(Chance { origin: Timestamp(u64::from_be_bytes(origin)), unique, nonce })
 }
 
 #[cfg(test)]
@@ -144,7 +189,7 @@ mod tests {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let address = socket.local_addr().unwrap();
         let serving = tokio::spawn(serve(socket, Duration::from_secs(1000)));
-        let answer = server(address).await.unwrap();
+        let answer = server(address, None).await.unwrap();
         let off = answer.sample.offset - 1000.0;
         assert!(off.abs() <= answer.sample.delay, "{answer:?}");
         serving.abort();
@@ -155,7 +200,7 @@ mod tests {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let address = socket.local_addr().unwrap();
         drop(socket);
-        let error = server(address).await.unwrap_err();
+        let error = server(address, None).await.unwrap_err();
         assert!(matches!(error, Error::Receive(..)), "{error:?}");
     }
 

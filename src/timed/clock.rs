@@ -16,6 +16,8 @@ pub(crate) trait Clock: Send {
     fn step(&mut self, seconds: f64) -> io::Result<()>;
     /// Runs faster by so much.
     fn set_rate(&mut self, ppm: f64) -> io::Result<()>;
+    /// Whether it is right already, so that it may judge certificates.
+    fn trusted(&self) -> bool;
     /// How much faster it runs.
     fn rate(&self) -> io::Result<f64>;
     /// Tells those who ask what it is worth.
@@ -40,6 +42,10 @@ impl Clock for Kernel {
 
     fn set_rate(&mut self, ppm: f64) -> io::Result<()> {
         orlop_sys::set_clock_frequency(ppm)
+    }
+
+    fn trusted(&self) -> bool {
+        orlop_sys::clock_is_synchronized().unwrap_or(false)
     }
 
     fn rate(&self) -> io::Result<f64> {
@@ -79,6 +85,10 @@ impl Clock for Untouched {
 
     fn set_rate(&mut self, _: f64) -> io::Result<()> {
         Ok(())
+    }
+
+    fn trusted(&self) -> bool {
+        true
     }
 
     fn rate(&self) -> io::Result<f64> {

@@ -1,7 +1,7 @@
 //! Carries out what [`crate::machine`] decides: asks, looks names up, steers the clock, keeps the
 //! frequency over restarts; and notices what nobody tells: a suspension, somebody else at the clock.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -20,8 +20,12 @@ use crate::Error;
 use crate::ask::{self, Answer};
 use crate::clock::Clock;
 use crate::exchange::Refusal;
-use crate::machine::{Action, Engine, Era, Event, Miss, Moment, News, Place, SourceId, Step, View};
+use crate::ke::{self, Secured, Trust};
+use crate::machine::{
+    Action, Engine, Era, Event, Miss, Moment, News, Place, ServerId, SourceId, Step, View,
+};
 use crate::names::Names;
+use crate::settings::{Settings, Watch};
 
 /// A clock that jumps by less was not set by anybody: readings are that far apart at times.
 const NOTICEABLE: f64 = 0.01;
@@ -36,16 +40,46 @@ const SILENCE: Duration = Duration::from_secs(60);
 /// Backwards by more than this is never done without saying so (spec §9.6).
 const DAY: f64 = 86_400.0;
 
+/// How the world is reached.
+#[derive(Clone, Debug)]
+pub(crate) struct Net {
+    pub(crate) names: Names,
+    /// Where NTP servers listen.
+    pub(crate) port: u16,
+    /// The authorities that all the world believes, PEM.
+    pub(crate) roots: PathBuf,
+}
+
+/// The files that say what to go by.
+pub(crate) struct Sources {
+    config: PathBuf,
+    given: PathBuf,
+    watch: Watch,
+}
+
+impl Sources {
+    pub(crate) fn watch(config: PathBuf, given: PathBuf) -> io::Result<Self> {
+        let watch = Watch::new(vec![config.clone(), given.clone()])?;
+        Ok(Self { config, given, watch })
+    }
+
+    pub(crate) fn read(&self) -> Result<Settings, Error> {
+        Settings::read(&self.config, &self.given)
+    }
+}
+
 pub(crate) struct Driver {
     engine: Engine,
+    sources: Sources,
+    settings: watch::Sender<Settings>,
     clock: Box<dyn Clock>,
-    names: Names,
-    /// Where NTP servers listen.
-    port: u16,
+    net: Arc<Net>,
+    /// Of the servers of NTS, what the last exchange with each gave.
+    secured: BTreeMap<TimeServer, Arc<Secured>>,
     /// Where the frequency is kept.
     drift: PathBuf,
     view: watch::Sender<View>,
-    tasks: JoinSet<Event>,
+    tasks: JoinSet<Ended>,
     seen: Clocks,
     kept_at: Duration,
     /// When the silence of all servers is told; `None`: it was, or there is none.
@@ -88,8 +122,21 @@ impl Clocks {
     }
 }
 
+/// A task's end: what it tells the engine; of a key exchange, what it gave as well.
+struct Ended {
+    event: Event,
+    exchanged: Option<(TimeServer, Result<Arc<Secured>, String>)>,
+}
+
+impl From<Event> for Ended {
+    fn from(event: Event) -> Self {
+        Self { event, exchanged: None }
+    }
+}
+
 enum Happened {
-    Task(Event),
+    Task(Ended),
+    Told(io::Result<()>),
     Timer,
     Shutdown,
 }
@@ -97,10 +144,10 @@ enum Happened {
 impl Driver {
     /// Takes up the frequency that was found right before.
     pub(crate) fn new(
-        servers: Vec<TimeServer>,
+        sources: Sources,
+        settings: watch::Sender<Settings>,
         mut clock: Box<dyn Clock>,
-        names: Names,
-        port: u16,
+        net: Arc<Net>,
         drift: PathBuf,
         view: watch::Sender<View>,
     ) -> Result<Self, Error> {
@@ -113,11 +160,14 @@ impl Driver {
             None => (clock.rate().map_err(Error::Clock)? * 1e-6, false),
         };
         let seen = Clocks::read();
+        let servers = settings.borrow().servers.clone();
         Ok(Self {
             engine: Engine::new(servers, seen.boot, rate, known),
+            sources,
+            settings,
             clock,
-            names,
-            port,
+            net,
+            secured: BTreeMap::new(),
             drift,
             view,
             tasks: JoinSet::new(),
@@ -136,16 +186,21 @@ impl Driver {
             // All arms are cancel-safe.
             let happened = tokio::select! {
                 Some(ended) = self.tasks.join_next() => match ended {
-                    Ok(event) => Happened::Task(event),
+                    Ok(ended) => Happened::Task(ended),
                     Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
                     Err(_) => continue,
                 },
+                result = self.sources.watch.changed() => Happened::Told(result),
                 () = tokio::time::sleep(wait) => Happened::Timer,
                 () = shutdown.cancelled() => Happened::Shutdown,
             };
             self.look()?;
             match happened {
-                Happened::Task(event) => self.take(event)?,
+                Happened::Task(ended) => self.ended(ended)?,
+                Happened::Told(result) => {
+                    result.map_err(Error::Watch)?;
+                    self.told()?;
+                }
                 Happened::Timer => self.take(Event::Timer)?,
                 Happened::Shutdown => {
                     self.settle()?;
@@ -163,6 +218,47 @@ impl Driver {
                 );
             }
         }
+    }
+
+    /// The files may have changed: what they say holds from now on. What cannot be read changes nothing.
+    fn told(&mut self) -> Result<(), Error> {
+        // It is being written; that it was is told as well.
+        if fs::metadata(&self.sources.config).is_ok_and(|config| config.len() == 0) {
+            return Ok(());
+        }
+        let new = match self.sources.read() {
+            Ok(new) => new,
+            Err(error) => {
+                warn!(error = %Chain(&error), "the servers stay what they were");
+                return Ok(());
+            }
+        };
+        let before = self.settings.send_replace(new.clone());
+        if before == new {
+            return Ok(());
+        }
+        let authorities = before.nts_ca != new.nts_ca;
+        self.secured.retain(|server, _| !authorities && new.servers.contains(server));
+        if before.servers == new.servers {
+            return Ok(());
+        }
+        let named: Vec<_> = new.servers.iter().map(ToString::to_string).collect();
+        info!(servers = named.join(" "), "the time servers are others now");
+        self.take(Event::Servers(new.servers))
+    }
+
+    fn ended(&mut self, Ended { event, exchanged }: Ended) -> Result<(), Error> {
+        match exchanged {
+            Some((server, Ok(secured))) => {
+                info!(%server, "keys were exchanged");
+                self.secured.insert(server, secured);
+            }
+            Some((server, Err(why))) if self.failing.insert(format!("{server}: {why}")) => {
+                warn!(%server, error = why, "no keys to ask with; tried again, less and less often");
+            }
+            Some(_) | None => {}
+        }
+        self.take(event)
     }
 
     /// What happened to the clocks while nobody looked.
@@ -213,26 +309,60 @@ impl Driver {
         Ok(())
     }
 
-    fn resolve(&mut self, index: usize) {
-        let Some(TimeServer::Ntp(host)) = self.engine.server(index).cloned() else { return };
-        let names = self.names.clone();
+    fn resolve(&mut self, id: ServerId) {
+        let Some(server) = self.engine.server(id).cloned() else { return };
+        let net = Arc::clone(&self.net);
+        let nts_ca = self.settings.borrow().nts_ca.clone();
+        let trusted = self.engine.synchronized() || self.clock.trusted();
+        let earliest = (!trusted).then(ke::built);
         self.tasks.spawn(async move {
-            let found = names.resolve(&host).await;
-            if let Err(error) = &found {
-                debug!(server = %host, error = %Chain(error), "look up");
+            match &server {
+                TimeServer::Ntp(host) => {
+                    let found = net.names.resolve(host).await;
+                    if let Err(error) = &found {
+                        debug!(server = %host, error = %Chain(error), "look up");
+                    }
+                    Event::Resolved(id, found.unwrap_or_default()).into()
+                }
+                TimeServer::Nts(host, port) => {
+                    match net.exchange(&nts_ca, host, *port, earliest).await {
+                        Ok((addresses, secured)) => Ended {
+                            event: Event::Resolved(id, addresses),
+                            exchanged: Some((server, Ok(Arc::new(secured)))),
+                        },
+                        Err(error) => Ended {
+                            event: Event::Resolved(id, Vec::new()),
+                            exchanged: Some((server, Err(Chain(&error).to_string()))),
+                        },
+                    }
+                }
+                TimeServer::Ptp(_) => Event::Resolved(id, Vec::new()).into(),
             }
-            Event::Resolved(index, found.unwrap_or_default())
         });
     }
 
     fn query(&mut self, id: SourceId, era: Era, place: Place) {
-        let port = self.port;
+        let server = match &place {
+            Place::Server(server, _) => self.engine.server(*server),
+            Place::Device(_) => None,
+        };
+        let proof = match server {
+            Some(server @ TimeServer::Nts(..)) => match self.secured.get(server) {
+                Some(secured) => Some(Arc::clone(secured)),
+                None => {
+                    self.tasks.spawn(async move { Event::Missed(id, Miss::Keyless).into() });
+                    return;
+                }
+            },
+            _ => None,
+        };
+        let port = self.net.port;
         self.tasks.spawn(async move {
-            match ask(&place, port).await {
-                Ok(answer) => Event::Sampled(id, era, answer.sample),
+            match ask(&place, port, proof.as_deref()).await {
+                Ok(answer) => Event::Sampled(id, era, answer.sample).into(),
                 Err(error) => {
                     debug!(source = %place, error = %Chain(&error), "no sample");
-                    Event::Missed(id, miss(&error))
+                    Event::Missed(id, miss(&error)).into()
                 }
             }
         });
@@ -259,6 +389,8 @@ impl Driver {
             News::Synchronized { source, offset } => {
                 self.failing.clear();
                 self.tell_silence_at = None;
+                // Now our clock can judge certificates that it could not judge before.
+                self.secured.retain(|_, secured| secured.within.is_none());
                 info!(source, offset, "the clock is right");
             }
             News::Falseticker(source, offset) => {
@@ -312,10 +444,26 @@ impl Driver {
     }
 }
 
+impl Net {
+    async fn exchange(
+        &self,
+        nts_ca: &str,
+        host: &str,
+        port: u16,
+        earliest: Option<SystemTime>,
+    ) -> Result<(Vec<IpAddr>, Secured), ke::Error> {
+        let trust = Trust { ca: nts_ca.to_owned(), roots: self.roots.clone() };
+        ke::exchange(&self.names, &trust, host, port, earliest).await
+    }
+}
+
 /// Gets one sample.
-pub(crate) async fn ask(place: &Place, port: u16) -> Result<Answer, ask::Error> {
+async fn ask(place: &Place, port: u16, proof: Option<&Secured>) -> Result<Answer, ask::Error> {
     match place {
-        Place::Server(_, address) => ask::server(SocketAddr::new(*address, port)).await,
+        Place::Server(_, address) => {
+            let port = proof.and_then(|proof| proof.port).unwrap_or(port);
+            ask::server(SocketAddr::new(*address, port), proof).await
+        }
         Place::Device(path) => ask::device(path).await,
     }
 }
@@ -323,23 +471,33 @@ pub(crate) async fn ask(place: &Place, port: u16) -> Result<Answer, ask::Error> 
 /// Asks servers in their order, all addresses of each, until one answers (spec §9.6).
 pub(crate) async fn ask_any(
     servers: &[TimeServer],
-    names: &Arc<Names>,
-    port: u16,
+    net: &Net,
+    nts_ca: &str,
 ) -> Result<(String, Answer), String> {
     let mut failures = Vec::new();
+    let at = |found: Vec<IpAddr>| -> Vec<Place> {
+        found.into_iter().map(|address| Place::Server(ServerId(0), address)).collect()
+    };
     for server in servers {
-        let places: Vec<Place> = match server {
-            TimeServer::Ptp(path) => vec![Place::Device(path.clone())],
-            TimeServer::Ntp(host) => match names.resolve(host).await {
-                Ok(found) => found.into_iter().map(|at: IpAddr| Place::Server(0, at)).collect(),
+        let (places, proof) = match server {
+            TimeServer::Ptp(path) => (vec![Place::Device(path.clone())], None),
+            TimeServer::Ntp(host) => match net.names.resolve(host).await {
+                Ok(found) => (at(found), None),
                 Err(error) => {
                     failures.push(format!("look up {host}: {}", Chain(&error)));
                     continue;
                 }
             },
+            TimeServer::Nts(host, port) => match net.exchange(nts_ca, host, *port, None).await {
+                Ok((found, secured)) => (at(found), Some(secured)),
+                Err(error) => {
+                    failures.push(Chain(&error).to_string());
+                    continue;
+                }
+            },
         };
         for place in places {
-            match ask(&place, port).await {
+            match ask(&place, net.port, proof.as_ref()).await {
                 Ok(answer) => return Ok((server.to_string(), answer)),
                 Err(error) => failures.push(Chain(&error).to_string()),
             }
@@ -351,6 +509,7 @@ pub(crate) async fn ask_any(
 fn miss(error: &ask::Error) -> Miss {
     match error {
         ask::Error::Refused(_, Refusal::Kiss(kiss)) => Miss::Kiss(*kiss),
+        ask::Error::Keyless(_) => Miss::Keyless,
         _ => Miss::Nothing,
     }
 }

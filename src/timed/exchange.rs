@@ -32,6 +32,9 @@ pub enum Refusal {
     /// It is no answer, or none to our question: whoever sent it had not seen it.
     #[error("a message that does not answer our question")]
     Foreign,
+    /// It does not prove that it is the server's (RFC 8915).
+    #[error("an answer without the proof that it is the server's")]
+    Unproven,
     /// The server tells us to go away.
     #[error("the server refuses: kiss-o'-death {0:?}")]
     Kiss(Kiss),
@@ -50,7 +53,7 @@ impl Refusal {
     /// Whether the right answer may still come: anybody can send such a message.
     #[must_use]
     pub fn may_be_forged(self) -> bool {
-        matches!(self, Self::Malformed(_) | Self::Foreign)
+        matches!(self, Self::Malformed(_) | Self::Foreign | Self::Unproven)
     }
 }
 

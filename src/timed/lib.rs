@@ -1,8 +1,8 @@
 //! timed: keeps the node's clock right, and says what time others have.
 //!
 //! [`machine`] decides: which servers are asked and when, whom to believe ([`select`]), what the
-//! oscillator needs ([`discipline`]). `driver` asks ([`wire`], [`exchange`]), finds addresses
-//! (`names`) and steers the kernel's clock (`clock`); `api` answers `time.TimeService` and
+//! oscillator needs ([`discipline`]). `driver` asks ([`wire`], [`exchange`]; with proof: [`nts`], `ke`),
+//! finds addresses (`names`), follows what it is told (`settings`) and steers the kernel's clock (`clock`); `api` answers `time.TimeService` and
 //! `health.Health` on a unix socket.
 //!
 //! It runs as a container with `CAP_SYS_TIME` and nothing else. Stopping it leaves the clock running
@@ -13,6 +13,7 @@
 pub mod discipline;
 pub mod exchange;
 pub mod machine;
+pub mod nts;
 pub mod select;
 pub mod source;
 pub mod wire;
@@ -21,7 +22,9 @@ mod api;
 mod ask;
 mod clock;
 mod driver;
+mod ke;
 mod names;
+mod settings;
 
 use std::ffi::OsString;
 use std::io;
@@ -31,7 +34,6 @@ use std::sync::Arc;
 
 use clap::Parser;
 use orlop_config::Problems;
-use orlop_config::machine::{Time, TimeServer};
 use orlop_rt::{CancellationToken, Exit};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -39,6 +41,8 @@ use tokio::time::Instant;
 
 use clock::{Clock, Kernel, Untouched};
 use names::Names;
+
+pub use settings::DEFAULT_SERVER;
 
 /// Keeps the node's clock right and serves what it knows of the time.
 #[derive(Clone, Debug, Parser)]
@@ -50,6 +54,12 @@ pub struct Options {
     /// The `machine.time` section of the machine configuration; may be absent
     #[arg(long, value_name = "PATH", default_value = "/system/etc/timed.yaml")]
     pub config: PathBuf,
+    /// The servers that the network gave, an address on each line; may be absent
+    #[arg(long, value_name = "PATH", default_value = "/system/run/ntp/servers")]
+    pub given: PathBuf,
+    /// The authorities of servers of NTS, unless the configuration names its own
+    #[arg(long, value_name = "PATH", default_value = "/etc/ssl/certs/ca-certificates.crt")]
+    pub roots: PathBuf,
     /// Where the oscillator's frequency is kept
     #[arg(long, value_name = "FOLDER", default_value = "/var/lib/orlop/timed")]
     pub state: PathBuf,
@@ -91,6 +101,9 @@ pub enum Error {
     /// What the operator said is wrong.
     #[error(transparent)]
     Settings(#[from] Problems),
+    /// Changes of what the operator says would go unnoticed.
+    #[error("watch the configuration")]
+    Watch(#[source] io::Error),
     /// The kernel does not let us.
     #[error("steer the clock (CAP_SYS_TIME is needed)")]
     Clock(#[source] io::Error),
@@ -101,9 +114,6 @@ pub enum Error {
     #[error("offer the API")]
     Listen(#[source] io::Error),
 }
-
-/// Asked when the configuration names nobody (spec §6.3).
-pub const DEFAULT_SERVER: &str = "pool.ntp.org";
 
 /// Runs the role until a signal stops it.
 pub fn main(args: Vec<OsString>) -> ExitCode {
@@ -124,22 +134,17 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
 /// # Errors
 /// When it cannot start, or one of its parts ends.
 pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Error> {
-    let settings = read(&options.config)?;
+    // Watched before it is read, so that no change falls between.
+    let sources = driver::Sources::watch(options.config, options.given).map_err(Error::Watch)?;
+    let (settings, said) = watch::channel(sources.read()?);
     let names = Names { hosts: options.hosts, resolv_conf: options.resolv_conf };
+    let net = Arc::new(driver::Net { names, port: options.port, roots: options.roots });
     let clock: Box<dyn Clock> =
         if options.observe { Box::new(Untouched) } else { Box::new(Kernel { rtc: options.rtc }) };
-    let servers = servers(&settings);
     let (view, seen) = watch::channel(machine::View::default());
     let drift = options.state.join("drift");
-    let driver =
-        driver::Driver::new(servers.clone(), clock, names.clone(), options.port, drift, view)?;
-    let api = api::Api {
-        servers: servers.into(),
-        names: Arc::new(names),
-        port: options.port,
-        view: seen,
-        patience: Instant::now() + settings.boot_timeout.unwrap_or_default(),
-    };
+    let driver = driver::Driver::new(sources, settings, clock, Arc::clone(&net), drift, view)?;
+    let api = api::Api { settings: said, net, view: seen, started: Instant::now() };
     let mut parts = JoinSet::new();
     parts.spawn(api::serve(options.socket, api, shutdown.clone()));
     parts.spawn(driver.run(shutdown));
@@ -151,21 +156,4 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
         }
     }
     Ok(())
-}
-
-fn read(path: &std::path::Path) -> Result<Time, Error> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => Ok(Time::parse(&text)?),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Time::default()),
-        Err(source) => Err(Error::Read { path: path.to_owned(), source }),
-    }
-}
-
-fn servers(settings: &Time) -> Vec<TimeServer> {
-    let mut servers: Vec<_> =
-        settings.servers.iter().filter_map(|text| text.parse().ok()).collect();
-    if servers.is_empty() {
-        servers.push(TimeServer::Ntp(DEFAULT_SERVER.to_owned()));
-    }
-    servers
 }

@@ -38,11 +38,15 @@ pub struct Moment {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SourceId(u32);
 
+/// Names a server for as long as it is configured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServerId(pub u32);
+
 /// Where a sample can be had.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
     /// At an NTP server, of [`Engine::server`].
-    Server(usize, IpAddr),
+    Server(ServerId, IpAddr),
     /// From a device of the machine.
     Device(PathBuf),
 }
@@ -50,8 +54,10 @@ pub enum Place {
 /// What happened.
 #[derive(Clone, Debug)]
 pub enum Event {
+    /// Other servers are configured; those that stay are followed as before.
+    Servers(Vec<TimeServer>),
     /// The servers' addresses, as asked for with [`Action::Resolve`]; none, when they could not be had.
-    Resolved(usize, Vec<IpAddr>),
+    Resolved(ServerId, Vec<IpAddr>),
     /// The answer to [`Action::Query`] of that era.
     Sampled(SourceId, Era, Sample),
     /// There will be none.
@@ -71,6 +77,8 @@ pub enum Miss {
     Nothing,
     /// A kiss-o'-death.
     Kiss(Kiss),
+    /// There are no keys, or no cookies any more, to ask with (NTS).
+    Keyless,
 }
 
 /// Between two steps of the clock: samples do not outlive it.
@@ -80,8 +88,8 @@ pub struct Era(u32);
 /// What to do.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
-    /// Find the addresses of a server.
-    Resolve(usize),
+    /// Find the addresses of a server; of one of NTS, by exchanging keys with it.
+    Resolve(ServerId),
     /// Get a sample.
     Query(SourceId, Era, Place),
     /// Add so many seconds to the clock at once.
@@ -164,6 +172,8 @@ pub struct SourceView {
     pub offset: Option<f64>,
     /// How its offsets vary, in seconds.
     pub jitter: f64,
+    /// What the oscillator needs by it alone, in ppm; `None` as long as it said too little.
+    pub frequency_ppm: Option<f64>,
     /// To it and back, in seconds.
     pub delay: f64,
     /// Its own.
@@ -185,6 +195,10 @@ pub struct View {
     pub frequency_ppm: f64,
     /// Distance from a reference clock; 16: not synchronised.
     pub stratum: u8,
+    /// What comes at the end of the day.
+    pub leap: Leap,
+    /// How often the clock was set since the start.
+    pub steps: u64,
     /// All of them.
     pub sources: Vec<SourceView>,
 }
@@ -192,19 +206,22 @@ pub struct View {
 /// A server as configured.
 #[derive(Clone, Debug)]
 struct Server {
+    id: ServerId,
     what: TimeServer,
     /// Its addresses that are not asked, to be tried when one fails.
     spare: Vec<IpAddr>,
     /// When its name is looked up; `None`: that is under way.
     resolve_at: Option<Duration>,
     failures: u32,
+    /// Exchanges of keys since it last proved anything.
+    exchanges: u32,
 }
 
 /// Something that is asked.
 #[derive(Clone, Debug)]
 struct Source {
     id: SourceId,
-    server: usize,
+    server: ServerId,
     place: Place,
     filter: Filter,
     reach: Reach,
@@ -222,6 +239,7 @@ struct Source {
 pub struct Engine {
     servers: Vec<Server>,
     sources: Vec<Source>,
+    /// Of servers and sources.
     next_id: u32,
     discipline: Discipline,
     phase: Phase,
@@ -237,6 +255,7 @@ pub struct Engine {
     alone: bool,
     leap: Leap,
     best: Option<Candidate>,
+    steps: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -252,9 +271,8 @@ impl Engine {
     /// which is what the oscillator needs if it is `known`.
     #[must_use]
     pub fn new(servers: Vec<TimeServer>, now: Duration, rate: f64, known: bool) -> Self {
-        let server = |what| Server { what, spare: Vec::new(), resolve_at: Some(now), failures: 0 };
-        Self {
-            servers: servers.into_iter().map(server).collect(),
+        let mut engine = Self {
+            servers: Vec::new(),
             sources: Vec::new(),
             next_id: 0,
             discipline: Discipline::new(now, rate, known),
@@ -269,13 +287,16 @@ impl Engine {
             alone: false,
             leap: Leap::None,
             best: None,
-        }
+            steps: 0,
+        };
+        engine.configure(now, servers);
+        engine
     }
 
-    /// As configured.
+    /// As configured; `None`: it is not any more.
     #[must_use]
-    pub fn server(&self, index: usize) -> Option<&TimeServer> {
-        self.servers.get(index).map(|server| &server.what)
+    pub fn server(&self, id: ServerId) -> Option<&TimeServer> {
+        self.servers.iter().find(|server| server.id == id).map(|server| &server.what)
     }
 
     /// Whether the clock was set right.
@@ -303,6 +324,7 @@ impl Engine {
     pub fn handle(&mut self, now: Moment, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();
         match event {
+            Event::Servers(servers) => self.configure(now.up, servers),
             Event::Resolved(server, addresses) => self.resolved(now, server, addresses),
             Event::Sampled(id, era, sample) => self.sampled(now, id, era, sample, &mut actions),
             Event::Missed(id, miss) => self.missed(now, id, miss, &mut actions),
@@ -324,15 +346,17 @@ impl Engine {
     #[must_use]
     pub fn view(&self, now: Duration) -> View {
         let correction = self.discipline.correction(now);
+        let server = |source: &Source| self.server(source.server).map(ToString::to_string);
         let sources = self.sources.iter().map(|source| {
             let last = source.filter.last();
             SourceView {
-                server: self.servers[source.server].what.to_string(),
+                server: server(source).unwrap_or_default(),
                 place: source.place.to_string(),
                 standing: source.standing,
                 reach: source.reach,
                 offset: source.filter.fresh(correction).map(|fresh| fresh.offset),
                 jitter: source.filter.jitter(),
+                frequency_ppm: source.filter.frequency().map(|frequency| frequency * 1e6),
                 delay: last.map_or(0.0, |sample| sample.delay),
                 stratum: last.map_or(0, |sample| sample.stratum),
                 poll: seconds(self.poll_of(source)),
@@ -348,46 +372,101 @@ impl Engine {
                 Some(best) if synchronized => best.stratum.saturating_add(1),
                 _ => 16,
             },
+            leap: self.leap,
+            steps: self.steps,
             sources: sources.collect(),
         }
     }
 
+    /// Goes by these servers from now on; those it goes by already keep what is known of them.
+    fn configure(&mut self, now: Duration, wanted: Vec<TimeServer>) {
+        let before = std::mem::take(&mut self.servers);
+        let was_alone = before.len() == 1;
+        let mut before: Vec<_> = before.into_iter().map(Some).collect();
+        for what in wanted {
+            if self.servers.iter().any(|server| server.what == what) {
+                continue;
+            }
+            let known =
+                before.iter_mut().find(|old| old.as_ref().is_some_and(|old| old.what == what));
+            let server = known.and_then(Option::take).unwrap_or_else(|| {
+                let id = ServerId(self.next_id);
+                self.next_id += 1;
+                let spare = Vec::new();
+                Server { id, what, spare, resolve_at: Some(now), failures: 0, exchanges: 0 }
+            });
+            self.servers.push(server);
+        }
+        let stays = |source: &Source| self.servers.iter().any(|server| server.id == source.server);
+        self.sources.retain(stays);
+        if was_alone != (self.servers.len() == 1) {
+            // A pool gives more sources, or fewer: those that are followed stay first.
+            self.sources.sort_by_key(|source| source.standing != Standing::Followed);
+            for server in &mut self.servers {
+                let (mut left, id) = (if was_alone { 1 } else { POOL }, server.id);
+                self.sources.retain(|source| {
+                    let over = source.server == id && left == 0;
+                    left -= usize::from(source.server == id && !over);
+                    !over
+                });
+                if matches!(server.what, TimeServer::Ntp(_)) {
+                    server.resolve_at = server.resolve_at.map(|_| now);
+                }
+            }
+        }
+        if self.sources.iter().all(|source| source.filter.is_empty()) {
+            self.best = None;
+            self.leap = Leap::None;
+        }
+        self.undecided = false;
+    }
+
     /// Names found, or not: sources come and go.
-    fn resolved(&mut self, now: Moment, index: usize, addresses: Vec<IpAddr>) {
-        let wanted = if self.servers.len() == 1 { POOL } else { 1 };
-        let Some(server) = self.servers.get_mut(index) else { return };
+    fn resolved(&mut self, now: Moment, id: ServerId, addresses: Vec<IpAddr>) {
+        let alone = self.servers.len() == 1;
+        let Some(server) = self.servers.iter_mut().find(|server| server.id == id) else { return };
+        let nts = matches!(server.what, TimeServer::Nts(..));
+        // The keys of one server are of no use to another.
+        let wanted = if alone && !nts { POOL } else { 1 };
         if addresses.is_empty() {
             server.failures += 1;
-            let wait = FIRST_RETRY * 2u32.saturating_pow(server.failures - 1);
-            server.resolve_at = Some(now.up + jittered(wait.min(LAST_RETRY), now.random));
+            let wait = if nts {
+                between_exchanges(server.failures)
+            } else {
+                LAST_RETRY.min(FIRST_RETRY * 2u32.saturating_pow(server.failures - 1))
+            };
+            server.resolve_at = Some(now.up + jittered(wait, now.random));
             return;
         }
         server.failures = 0;
+        server.exchanges += u32::from(nts);
         server.resolve_at = Some(now.up + jittered(RESOLVE_AGAIN, now.random));
         let asked = |sources: &[Source], address: IpAddr| {
-            sources.iter().any(|source| source.place == Place::Server(index, address))
+            sources.iter().any(|source| source.place == Place::Server(id, address))
         };
         // One that answers is kept, also when the name no longer means it.
         let gone = |source: &Source| match &source.place {
             Place::Server(of, address) => {
-                *of == index && source.reach.0 == 0 && !addresses.contains(address)
+                *of == id && source.reach.0 == 0 && !addresses.contains(address)
             }
             Place::Device(_) => false,
         };
         self.sources.retain(|source| !gone(source));
         server.spare =
             addresses.into_iter().filter(|address| !asked(&self.sources, *address)).collect();
-        while self.sources.iter().filter(|source| source.server == index).count() < wanted {
-            let Some(server) = self.servers.get_mut(index) else { return };
-            if server.spare.is_empty() {
-                break;
-            }
-            let address = server.spare.remove(0);
-            self.add(now.up, index, Place::Server(index, address));
+        while self.sources.iter().filter(|source| source.server == id).count() < wanted {
+            let Some(address) = self.spare(id) else { return };
+            self.add(now.up, id, Place::Server(id, address));
         }
     }
 
-    fn add(&mut self, now: Duration, server: usize, place: Place) {
+    /// An address of the server that is not asked, and from now on no longer spare.
+    fn spare(&mut self, id: ServerId) -> Option<IpAddr> {
+        let server = self.servers.iter_mut().find(|server| server.id == id)?;
+        (!server.spare.is_empty()).then(|| server.spare.remove(0))
+    }
+
+    fn add(&mut self, now: Duration, server: ServerId, place: Place) {
         let id = SourceId(self.next_id);
         self.next_id += 1;
         self.sources.push(Source {
@@ -411,9 +490,10 @@ impl Engine {
                 continue;
             }
             server.resolve_at = None;
+            let id = server.id;
             match server.what.clone() {
-                TimeServer::Ptp(device) => self.add(now.up, index, Place::Device(device)),
-                TimeServer::Ntp(_) => actions.push(Action::Resolve(index)),
+                TimeServer::Ptp(device) => self.add(now.up, id, Place::Device(device)),
+                TimeServer::Ntp(_) | TimeServer::Nts(..) => actions.push(Action::Resolve(id)),
             }
         }
         let era = self.era;
@@ -442,6 +522,7 @@ impl Engine {
         let correction = self.discipline.correction(now.up);
         let Some(at) = self.sources.iter().position(|source| source.id == id) else { return };
         self.sources[at].reach.answered();
+        self.proven(now, self.sources[at].server);
         if era == self.era {
             self.sources[at].filter.push(now.up, sample, correction);
             self.first_sample.get_or_insert(now.up);
@@ -459,9 +540,10 @@ impl Engine {
                 actions.push(Action::Tell(News::Refused(source.place.to_string(), kiss)));
                 if !self.replace(now, at) {
                     // It must not be asked again; its name may mean another one some day.
-                    let server = self.sources.remove(at).server;
+                    let id = self.sources.remove(at).server;
                     let later = now.up + jittered(RESOLVE_AGAIN, now.random);
-                    self.servers[server].resolve_at = Some(later);
+                    let of = self.servers.iter_mut().filter(|server| server.id == id);
+                    of.for_each(|server| server.resolve_at = Some(later));
                 }
                 return;
             }
@@ -469,6 +551,8 @@ impl Engine {
                 source.least_poll = source.least_poll.max(MIN_POLL) + 1;
                 source.least_poll = source.least_poll.min(MAX_POLL);
             }
+            Miss::Kiss(kiss) if kiss.wants_new_keys() => self.renew(now, self.sources[at].server),
+            Miss::Keyless => self.renew(now, self.sources[at].server),
             Miss::Kiss(_) | Miss::Nothing => {}
         }
         if self.sources[at].reach.0 == 0 {
@@ -481,25 +565,40 @@ impl Engine {
             }
             // Another address of the same server may do better.
             if self.sources[at].asked >= PATIENCE && !self.replace(now, at) {
-                let soon = now.up + jittered(LAST_RETRY, now.random);
-                if let Place::Server(server, _) = self.sources[at].place {
-                    let resolve_at = &mut self.servers[server].resolve_at;
-                    *resolve_at = resolve_at.map(|before| before.min(soon));
-                }
+                self.renew(now, self.sources[at].server);
             }
+        }
+    }
+
+    /// Its name is looked up anew before long, or keys are exchanged with it anew: the less often, the
+    /// less came of it (RFC 8915 §4.2).
+    fn renew(&mut self, now: Moment, id: ServerId) {
+        let Some(server) = self.servers.iter_mut().find(|server| server.id == id) else { return };
+        let wait = match server.what {
+            TimeServer::Nts(..) => between_exchanges(server.exchanges),
+            TimeServer::Ntp(_) | TimeServer::Ptp(_) => LAST_RETRY,
+        };
+        let soon = now.up + jittered(wait, now.random);
+        server.resolve_at = server.resolve_at.map(|before| before.min(soon));
+    }
+
+    /// A server's keys are good: no others are needed now (§5.7).
+    fn proven(&mut self, now: Moment, id: ServerId) {
+        let Some(server) = self.servers.iter_mut().find(|server| server.id == id) else { return };
+        let soon = now.up + LONGEST_BETWEEN_EXCHANGES;
+        if std::mem::take(&mut server.exchanges) > 0
+            && server.resolve_at.is_some_and(|at| at <= soon)
+        {
+            server.resolve_at = Some(now.up + jittered(RESOLVE_AGAIN, now.random));
         }
     }
 
     /// Takes another address of the server instead, if one is known.
     fn replace(&mut self, now: Moment, at: usize) -> bool {
-        let Place::Server(index, _) = self.sources[at].place else { return false };
-        let spare = &mut self.servers[index].spare;
-        if spare.is_empty() {
-            return false;
-        }
-        let address = spare.remove(0);
+        let Place::Server(id, _) = self.sources[at].place else { return false };
+        let Some(address) = self.spare(id) else { return false };
         self.sources.remove(at);
-        self.add(now.up, index, Place::Server(index, address));
+        self.add(now.up, id, Place::Server(id, address));
         true
     }
 
@@ -642,6 +741,7 @@ impl Engine {
         let limit = if first { STEP_AT_START } else { PANIC };
         if off.abs() > limit {
             actions.push(Action::Step(Step { by: off, panic: !first }));
+            self.steps += 1;
             self.discipline.stepped(off);
             self.new_era();
             self.steer(now.up, self.discipline.frequency(), actions);
@@ -729,6 +829,8 @@ impl Engine {
         for server in &mut self.servers {
             server.resolve_at = match server.what {
                 TimeServer::Ntp(_) => server.resolve_at.map(|_| now.up),
+                // Keys outlive a suspension, or their server says that they did not.
+                TimeServer::Nts(..) => server.resolve_at,
                 TimeServer::Ptp(_) => None,
             };
         }
@@ -752,6 +854,13 @@ impl std::fmt::Display for Place {
 
 fn seconds(poll: u8) -> Duration {
     Duration::from_secs(1 << poll.min(MAX_POLL))
+}
+
+/// Until keys are exchanged again with a server that nothing came of so often: from 10 s on, by half
+/// as much more each time (RFC 8915 §4.2; a day later nobody would wait for it any more).
+fn between_exchanges(fruitless: u32) -> Duration {
+    let factor = 1.5f64.powi(i32::try_from(fruitless.clamp(1, 32) - 1).unwrap_or_default());
+    FIRST_BETWEEN_EXCHANGES.mul_f64(factor).min(LONGEST_BETWEEN_EXCHANGES)
 }
 
 /// Up to an eighth shorter, so that nodes started together do not ask together.
@@ -794,6 +903,8 @@ const POOL: usize = 4;
 const PATIENCE: u32 = 4;
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(64);
+const FIRST_BETWEEN_EXCHANGES: Duration = Duration::from_secs(12);
+const LONGEST_BETWEEN_EXCHANGES: Duration = Duration::from_secs(3600);
 const RESOLVE_AGAIN: Duration = Duration::from_secs(6 * 3600);
 /// How long the first answer waits for the others.
 const HEARING: Duration = Duration::from_secs(5);

@@ -114,6 +114,24 @@ impl Filter {
         if count == 0.0 { precision } else { f64::sqrt(sum / count).max(precision) }
     }
 
+    /// How fast the free clock is by this source alone: the slope of the line through its samples, in
+    /// seconds per second; `None` when they are too few to have one.
+    #[must_use]
+    pub fn frequency(&self) -> Option<f64> {
+        let count = u32::try_from(self.stages.len()).ok().filter(|count| *count >= 3)?;
+        let first = self.stages.first()?;
+        let points = || {
+            let since = |stage: &Stage| stage.at.saturating_sub(first.at).as_secs_f64();
+            self.stages.iter().map(move |stage| (since(stage), stage.free - first.free))
+        };
+        let count = f64::from(count);
+        let mean_x = points().map(|(x, _)| x).sum::<f64>() / count;
+        let mean_y = points().map(|(_, y)| y).sum::<f64>() / count;
+        let spread: f64 = points().map(|(x, _)| (x - mean_x).powi(2)).sum();
+        let common: f64 = points().map(|(x, y)| (x - mean_x) * (y - mean_y)).sum();
+        (spread > 0.0).then(|| common / spread)
+    }
+
     /// The least of the delays that are kept.
     #[must_use]
     pub fn least_delay(&self) -> f64 {
@@ -206,6 +224,19 @@ mod tests {
         let distance =
             |secs| filter.candidate(Duration::from_secs(secs), 0.0, 0.0).unwrap().distance;
         assert!((distance(1000) - distance(0) - 0.015).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_frequency_is_the_slope_of_the_samples() {
+        let mut filter = Filter::default();
+        for i in 0..5 {
+            assert_eq!(filter.frequency().is_some(), i >= 3, "{i}");
+            let seconds = f64::from(i) * 64.0;
+            // What was corrected so far is part of the free clock's line.
+            let sample = sample(seconds * 10e-6, 0.02);
+            filter.push(Duration::from_secs_f64(seconds), sample, seconds * 20e-6);
+        }
+        assert!(filter.frequency().is_some_and(|found| (found - 30e-6).abs() < 1e-12));
     }
 
     #[test]

@@ -325,15 +325,9 @@ impl<'a> Packet<'a> {
             if rest.is_empty() || MACS.contains(&rest.len()) {
                 return Ok(Self { header, fields, mac: rest });
             }
-            let wrong = Malformed::Field(at);
-            let [k1, k2, l1, l2, ..] = *rest else { return Err(wrong) };
-            let size = usize::from(u16::from_be_bytes([l1, l2]));
-            if size < SHORTEST_FIELD || !size.is_multiple_of(4) || size > rest.len() {
-                return Err(wrong);
-            }
-            let kind = u16::from_be_bytes([k1, k2]);
-            fields.push(Field { kind, value: &rest[4..size], start: at });
-            at += size;
+            let field = field(bytes, at)?;
+            fields.push(field);
+            at += 4 + field.value.len();
         }
     }
 
@@ -347,6 +341,21 @@ impl<'a> Packet<'a> {
         bytes.extend_from_slice(self.mac);
         bytes
     }
+}
+
+/// The extension field that begins at byte `at`.
+///
+/// # Errors
+/// When it is too short, not aligned, or ends after `bytes` does.
+pub fn field(bytes: &[u8], at: usize) -> Result<Field<'_>, Malformed> {
+    let wrong = Malformed::Field(at);
+    let rest = bytes.get(at..).unwrap_or_default();
+    let [k1, k2, l1, l2, ..] = *rest else { return Err(wrong) };
+    let size = usize::from(u16::from_be_bytes([l1, l2]));
+    if size < SHORTEST_FIELD || !size.is_multiple_of(4) || size > rest.len() {
+        return Err(wrong);
+    }
+    Ok(Field { kind: u16::from_be_bytes([k1, k2]), value: &rest[4..size], start: at })
 }
 
 /// Appends an extension field, padded with zeros to a multiple of four and at least 16 bytes.

@@ -57,6 +57,8 @@ pub static TARGETS: &[Target] = &[
     ("store_snapshot", store_snapshot, &[STORE_SNAPSHOT]),
     ("handed_over", handed_over, &[HANDED_OVER]),
     ("ntp_answer", ntp_answer, &[NTP_ANSWER]),
+    ("nts_key_exchange", nts_key_exchange, &[NTS_KEYS]),
+    ("nts_answer", nts_answer, &[NTS_FIELDS]),
     ("answer_to_merge", answer_to_merge, &[b"\x0a\x04\x12\x02ok"]),
     ("framed_messages", framed_messages, &[b"\0\0\0\0\x02ok\x01\0\0\0\0"]),
     (
@@ -129,6 +131,39 @@ pub fn store_snapshot(bytes: &[u8]) {
 /// Of one key, without the sum behind it.
 const STORE_SNAPSHOT: &[u8] = b"ORLOPKV1\x07\0\0\0\0\0\0\0\x01\x02\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\
     \x02\0\0\0\0\0\0\0\x01\0\0\0a\x05\0\0\0value\0";
+
+pub fn nts_key_exchange(bytes: &[u8]) {
+    use orlop_timed::nts::records::{LONGEST_COOKIE, response};
+    let Ok(Some(agreed)) = response(bytes) else { return };
+    assert!(!agreed.cookies.is_empty());
+    assert!(agreed.cookies.iter().all(|cookie| (1..=LONGEST_COOKIE).contains(&cookie.len())));
+    // A prefix of what is complete is not.
+    assert!(!matches!(response(&bytes[..bytes.len() - 1]), Ok(Some(_))));
+}
+
+/// Extension fields that a server sends, in the open and encrypted.
+pub fn nts_answer(bytes: &[u8]) {
+    use orlop_timed::nts::packet::{Association, COOKIES, Chance, Keys, UNIQUE, seal};
+    use orlop_timed::wire::{Header, Mode, Timestamp, push_field};
+    let chance = Chance { origin: Timestamp(7), unique: [7; 32], nonce: [7; 16] };
+    let mut association = Association::new(Keys::new([1; 32], [2; 32]), vec![vec![3; 64]]);
+    assert!(association.question(&chance).is_some());
+    let header = Header {
+        mode: Mode::Server,
+        stratum: 1,
+        origin: chance.origin,
+        ..Header::question(Timestamp(9))
+    };
+    let mut open = header.encode().to_vec();
+    push_field(&mut open, UNIQUE, &chance.unique);
+    let mut sealed = open.clone();
+    open.extend_from_slice(bytes);
+    assert!(association.open(&open, &chance).is_err(), "nobody can prove anything without keys");
+    if seal(&[2; 32], &[9; 16], &mut sealed, bytes).is_some() {
+        let _ = association.open(&sealed, &chance);
+    }
+    assert!(association.cookies() <= COOKIES);
+}
 
 pub fn ntp_answer(bytes: &[u8]) {
     use orlop_timed::exchange;
@@ -547,6 +582,11 @@ const KEY: &[u8] = b"-----BEGIN ED25519 PRIVATE KEY-----\n\
     MC4CAQAwBQYDK2VwBCIEIDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAw\n\
     -----END ED25519 PRIVATE KEY-----\n";
 /// An answer of stratum 2 with an extension field of 16 bytes.
+const NTS_KEYS: &[u8] = b"\x80\x01\0\x02\0\0\x80\x04\0\x02\0\x0f\0\x05\0\x08a cookie\0\x06\0\x09\
+    127.0.0.1\0\x07\0\x02\x2b\x67\x80\0\0\0";
+/// A cookie, and a proof that proves nothing.
+const NTS_FIELDS: &[u8] = b"\x02\x04\0\x14sixteen of cookie\x04\x04\0\x28\0\x10\0\x10\
+    nonce of sixteensealed of sixtee";
 const NTP_ANSWER: &[u8] = b"\x24\x02\x06\xe9\x00\x00\x10\x00\x00\x00\x08\x00\x0a\x00\x00\x01\
     \xed\x00\x37\x70\x00\x00\x00\x00\x12\x34\x56\x78\x9a\xbc\xde\xf0\
     \xed\x00\x37\x80\x00\x00\x00\x00\xed\x00\x37\x80\x00\x10\x00\x00\

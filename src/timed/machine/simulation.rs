@@ -176,14 +176,15 @@ impl World {
         let now = self.moment();
         for action in self.engine.handle(now, event) {
             match action {
-                Action::Resolve(index) => {
-                    let host = u8::try_from(index).unwrap_or_default();
+                Action::Resolve(id) => {
+                    let host = u8::try_from(self.index(id)).unwrap_or_default();
                     let address = IpAddr::V4(Ipv4Addr::new(192, 0, 2, host));
                     let found = if self.nameless { vec![] } else { vec![address] };
-                    self.answers.push((self.true_secs + 0.05, Event::Resolved(index, found)));
+                    self.answers.push((self.true_secs + 0.05, Event::Resolved(id, found)));
                 }
                 Action::Query(id, era, place) => {
-                    let Place::Server(index, _) = place else { continue };
+                    let Place::Server(server, _) = place else { continue };
+                    let index = self.index(server);
                     *self.questions.entry(index).or_default() += 1;
                     let answer = self.answer(id, era, index);
                     self.answers.push(answer);
@@ -200,6 +201,13 @@ impl World {
                 Action::Tell(news) => self.news.push(news),
             }
         }
+    }
+
+    /// Which of the peers a server is: their names say so.
+    fn index(&self, id: ServerId) -> usize {
+        let name = self.engine.server(id).map(ToString::to_string).unwrap_or_default();
+        let number = name.trim_start_matches("ntp").split('.').next().unwrap_or_default();
+        number.parse().expect("servers are named ntpN.example.org")
     }
 
     fn answer(&mut self, id: SourceId, era: Era, index: usize) -> (f64, Event) {

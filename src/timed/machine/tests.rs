@@ -44,21 +44,25 @@ fn queries(actions: &[Action]) -> Vec<(SourceId, Era, Place)> {
 fn a_single_name_gives_up_to_four_sources_and_several_one_each() {
     let all: Vec<IpAddr> = (1..=6).map(address).collect();
     let mut pool = engine(&["pool.example.org"]);
-    assert_eq!(pool.handle(moment(0), Event::Timer), [Action::Resolve(0)]);
-    assert_eq!(queries(&pool.handle(moment(1), Event::Resolved(0, all.clone()))).len(), 4);
+    assert_eq!(pool.handle(moment(0), Event::Timer), [Action::Resolve(ServerId(0))]);
+    assert_eq!(
+        queries(&pool.handle(moment(1), Event::Resolved(ServerId(0), all.clone()))).len(),
+        4
+    );
     let mut two = engine(&["a.example.org", "b.example.org"]);
     assert_eq!(two.handle(moment(0), Event::Timer).len(), 2);
-    let asked = queries(&two.handle(moment(1), Event::Resolved(1, all)));
+    let asked = queries(&two.handle(moment(1), Event::Resolved(ServerId(1), all)));
     assert_eq!(asked.len(), 1);
-    assert_eq!(asked[0].2, Place::Server(1, address(1)));
+    assert_eq!(asked[0].2, Place::Server(ServerId(1), address(1)));
 }
 
 #[test]
 fn a_silent_address_gives_way_to_the_next_of_its_name() {
     let mut engine = engine(&["a.example.org", "b.example.org"]);
     engine.handle(moment(0), Event::Timer);
-    let mut asked =
-        queries(&engine.handle(moment(0), Event::Resolved(0, vec![address(1), address(2)])));
+    let mut asked = queries(
+        &engine.handle(moment(0), Event::Resolved(ServerId(0), vec![address(1), address(2)])),
+    );
     let mut places = Vec::new();
     for _ in 0..6 {
         places.push(asked[0].2.clone());
@@ -68,16 +72,20 @@ fn a_silent_address_gives_way_to_the_next_of_its_name() {
         let later = Moment { up: at.max(now.up), ..now };
         asked.extend(queries(&engine.handle(later, Event::Timer)));
     }
-    assert!(places[..4].iter().all(|place| *place == Place::Server(0, address(1))), "{places:?}");
-    assert_eq!(places[4], Place::Server(0, address(2)), "{places:?}");
+    assert!(
+        places[..4].iter().all(|place| *place == Place::Server(ServerId(0), address(1))),
+        "{places:?}"
+    );
+    assert_eq!(places[4], Place::Server(ServerId(0), address(2)), "{places:?}");
 }
 
 #[test]
 fn samples_of_before_a_step_are_not_used_after_it() {
     let mut engine = engine(&["a.example.org"]);
     engine.handle(moment(0), Event::Timer);
-    let asked =
-        queries(&engine.handle(moment(0), Event::Resolved(0, vec![address(1), address(2)])));
+    let asked = queries(
+        &engine.handle(moment(0), Event::Resolved(ServerId(0), vec![address(1), address(2)])),
+    );
     let (first, second) = (asked[0].clone(), asked[1].clone());
     engine.handle(moment(1), Event::Sampled(first.0, first.1, sample(50.0, Leap::None)));
     let actions =
@@ -100,7 +108,8 @@ fn a_leap_second_is_told_on_the_last_day_of_a_month_only() {
     for (days_before, told) in [(1, Leap::None), (0, Leap::Insert)] {
         let mut engine = engine(&["a.example.org"]);
         engine.handle(moment(0), Event::Timer);
-        let asked = queries(&engine.handle(moment(0), Event::Resolved(0, vec![address(1)])));
+        let asked =
+            queries(&engine.handle(moment(0), Event::Resolved(ServerId(0), vec![address(1)])));
         let now = Moment { unix: Duration::from_secs(START - days_before * 86_400), ..moment(1) };
         let event = Event::Sampled(asked[0].0, asked[0].1, sample(0.0, Leap::Insert));
         let actions = engine.handle(now, event);

@@ -11,8 +11,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, SystemTime};
 
+use base64::Engine as _;
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, unshare};
+use orlop_pki::{Authority, KeyKind, Leaf, Usage};
 use orlop_proto::health::health_client::HealthClient;
 use orlop_proto::health::ready_check::ReadyStatus;
 use orlop_proto::time::time_service_client::TimeServiceClient;
@@ -31,9 +33,20 @@ const LIMIT: Duration = Duration::from_secs(120);
 const CLOSE: f64 = 1.0;
 const AHEAD_PORT: u16 = 11123;
 const CHRONY_PORT: u16 = 11124;
+const NTS_PORT: u16 = 11125;
 
 #[test]
 fn timed_and_chronyd_find_the_same_offset_of_the_same_server() {
+    in_namespace(async |chronyd| compare(chronyd).await);
+}
+
+#[test]
+fn timed_follows_a_chronyd_that_proves_its_answers() {
+    in_namespace(async |chronyd| follow_with_proof(chronyd).await);
+}
+
+/// Runs `test` in a network of its own, which is that of this thread and those it starts.
+fn in_namespace(test: impl AsyncFnOnce(&Path)) {
     let Some(chronyd) = chronyd() else { return println!("skipped: chronyd is not installed") };
     if !nix::unistd::geteuid().is_root() {
         return println!("skipped: network namespaces need root");
@@ -47,7 +60,7 @@ fn timed_and_chronyd_find_the_same_offset_of_the_same_server() {
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        tokio::time::timeout(LIMIT, compare(&chronyd)).await.expect("done in time");
+        tokio::time::timeout(LIMIT, test(&chronyd)).await.expect("done in time");
     });
 }
 
@@ -55,43 +68,18 @@ async fn compare(chronyd: &Path) {
     let folder = tempfile::tempdir().unwrap();
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, AHEAD_PORT)).await.unwrap();
     let ahead = tokio::spawn(serve(socket));
-    let _server = Daemon::serve(chronyd, folder.path());
+    let _server = Daemon::serve(chronyd, folder.path(), &[]);
     for (port, right) in [(CHRONY_PORT, 0.0), (AHEAD_PORT, AHEAD)] {
         let path = |name: &str| folder.path().join(format!("{port}-{name}"));
-        std::fs::create_dir(path("state")).unwrap();
-        std::fs::write(path("timed.yaml"), "servers: [127.0.0.1]\nbootTimeout: 1h\n").unwrap();
-        let options = Options {
-            socket: path("timed.sock"),
-            config: path("timed.yaml"),
-            state: path("state"),
-            rtc: path("rtc0"),
-            hosts: "/dev/null".into(),
-            resolv_conf: "/dev/null".into(),
-            port,
-            observe: true,
-            debug: false,
-        };
-        let shutdown = CancellationToken::new();
+        let config = "servers: [127.0.0.1]\nbootTimeout: 1h\n";
+        let (options, shutdown) = (options(path, config, port), CancellationToken::new());
         let timed = tokio::spawn(run(options, shutdown.clone()));
         // Until both are up.
-        let ours = loop {
-            match check(&path("timed.sock")).await {
-                Some(offset) => break offset,
-                None => tokio::time::sleep(Duration::from_millis(100)).await,
-            }
-        };
-        let theirs = ask_chronyd(chronyd, folder.path(), port).await;
+        let ours = offset_by(&path("timed.sock"), "127.0.0.1").await;
+        let theirs = ask_chronyd(chronyd, folder.path(), &format!("port {port}"), "").await;
         assert!((theirs - right).abs() < CLOSE, "chronyd says {theirs}");
         assert!((ours - theirs).abs() < CLOSE, "timed says {ours}, chronyd {theirs}");
-        // The engine follows it: `bootTimeout` is far away.
-        let mut health = HealthClient::new(unix::channel(path("timed.sock")));
-        loop {
-            let answer = health.ready(()).await.unwrap().into_inner();
-            if answer.messages[0].status() == ReadyStatus::Ready {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
+        is_ready(&path("timed.sock")).await;
         let mut client = TimeServiceClient::new(unix::channel(path("timed.sock")));
         let message = client.time(()).await.unwrap().into_inner().messages.remove(0);
         assert_eq!(message.server, "127.0.0.1");
@@ -102,12 +90,98 @@ async fn compare(chronyd: &Path) {
     ahead.abort();
 }
 
-/// What `TimeCheck` says chronyd is ahead.
-async fn check(socket: &Path) -> Option<f64> {
+async fn follow_with_proof(chronyd: &Path) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let (now, day) = (SystemTime::now(), Duration::from_secs(86_400));
+    let authority = Authority::generate("time", KeyKind::P256, day * 10, now).unwrap();
+    let leaf = Leaf {
+        common_name: "time".to_owned(),
+        organizations: Vec::new(),
+        usage: Usage::Server,
+        dns: Vec::new(),
+        ips: vec![Ipv4Addr::LOCALHOST.into()],
+        lifetime: day,
+    };
+    let pair = authority.issue(&leaf, now).unwrap();
+    let ca = &authority.pair().crt;
+    for (name, text) in [("crt", &*pair.crt), ("key", pair.key.expose()), ("ca", ca)] {
+        std::fs::write(path(name), text).unwrap();
+    }
+    let nts = [
+        format!("ntsservercert {}", path("crt").display()),
+        format!("ntsserverkey {}", path("key").display()),
+        format!("ntsport {NTS_PORT}"),
+        "ntsprocesses 0".to_owned(),
+    ];
+    let _server = Daemon::serve(chronyd, folder.path(), &nts);
+
+    let server = format!("nts://127.0.0.1:{NTS_PORT}");
+    let ca = base64(ca);
+    let config = format!("servers: ['{server}']\nntsCA: {ca}\nbootTimeout: 1h\n");
+    // Nobody is there: chronyd says during the exchange where it listens.
+    let (options, shutdown) = (options(path, &config, 1), CancellationToken::new());
+    let timed = tokio::spawn(run(options, shutdown.clone()));
+    let ours = offset_by(&path("timed.sock"), &server).await;
+    is_ready(&path("timed.sock")).await;
+    let trust = format!("ntstrustedcerts {}\n", path("ca").display());
+    let asked = format!("nts ntsport {NTS_PORT}");
+    let theirs = ask_chronyd(chronyd, folder.path(), &asked, &trust).await;
+    assert!(ours.abs() < CLOSE && theirs.abs() < CLOSE, "timed says {ours}, chronyd {theirs}");
+    // The same server without its proof is another server, and nobody is there.
+    let mut client = TimeServiceClient::new(unix::channel(path("timed.sock")));
+    let plain = TimeRequest { server: "127.0.0.1".to_owned() };
+    assert!(client.time_check(plain).await.is_err());
+    shutdown.cancel();
+    timed.await.unwrap().unwrap();
+}
+
+/// A timed that leaves the clock alone, with its files where `path` says.
+fn options(path: impl Fn(&str) -> PathBuf, config: &str, port: u16) -> Options {
+    std::fs::create_dir(path("state")).unwrap();
+    std::fs::write(path("timed.yaml"), config).unwrap();
+    Options {
+        socket: path("timed.sock"),
+        config: path("timed.yaml"),
+        given: path("given"),
+        roots: path("roots"),
+        state: path("state"),
+        rtc: path("rtc0"),
+        hosts: "/dev/null".into(),
+        resolv_conf: "/dev/null".into(),
+        port,
+        observe: true,
+        debug: false,
+    }
+}
+
+/// What `TimeCheck` says `server` is ahead, as soon as both are up.
+async fn offset_by(socket: &Path, server: &str) -> f64 {
+    loop {
+        if let Some(offset) = check(socket, server).await {
+            return offset;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+async fn check(socket: &Path, server: &str) -> Option<f64> {
     let mut client = TimeServiceClient::new(unix::channel(socket));
-    let request = TimeRequest { server: "127.0.0.1".to_owned() };
+    let request = TimeRequest { server: server.to_owned() };
     let answer = client.time_check(request).await.ok()?.into_inner();
     Some(offset(answer.messages.first()?))
+}
+
+/// Returns when the engine follows a server: `bootTimeout` is far away.
+async fn is_ready(socket: &Path) {
+    let mut health = HealthClient::new(unix::channel(socket));
+    loop {
+        let answer = health.ready(()).await.unwrap().into_inner();
+        if answer.messages[0].status() == ReadyStatus::Ready {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 fn offset(time: &Time) -> f64 {
@@ -141,12 +215,17 @@ async fn serve(socket: UdpSocket) {
     }
 }
 
+/// As a machine configuration has certificates.
+fn base64(text: &str) -> String {
+    base64::engine::general_purpose::STANDARD.encode(text)
+}
+
 /// A chronyd that ends with the test.
 struct Daemon(Child);
 
 impl Daemon {
     /// Serves this machine's time; `-x`: without touching it.
-    fn serve(chronyd: &Path, folder: &Path) -> Self {
+    fn serve(chronyd: &Path, folder: &Path, more: &[String]) -> Self {
         let config = folder.join("server.conf");
         let lines = [
             "local stratum 5".to_owned(),
@@ -157,6 +236,7 @@ impl Daemon {
             "bindcmdaddress /".to_owned(),
             format!("pidfile {}", folder.join("server.pid").display()),
         ];
+        let lines = [&lines[..], more].concat();
         std::fs::write(&config, lines.join("\n") + "\n").unwrap();
         let process = Command::new(chronyd)
             .args(["-x", "-d", "-u", "root", "-f"])
@@ -177,11 +257,11 @@ impl Drop for Daemon {
     }
 }
 
-/// What `chronyd -Q` would add to the clock.
-async fn ask_chronyd(chronyd: &Path, folder: &Path, port: u16) -> f64 {
+/// What `chronyd -Q` would add to the clock, by 127.0.0.1 with these options.
+async fn ask_chronyd(chronyd: &Path, folder: &Path, how: &str, more: &str) -> f64 {
     let config = folder.join("client.conf");
     let text = format!(
-        "server 127.0.0.1 port {port} iburst maxsamples 1\ncmdport 0\nbindcmdaddress /\npidfile {}\n",
+        "server 127.0.0.1 {how} iburst maxsamples 1\n{more}cmdport 0\nbindcmdaddress /\npidfile {}\n",
         folder.join("client.pid").display()
     );
     std::fs::write(&config, text).unwrap();

@@ -226,6 +226,9 @@ pub(super) fn time(check: &mut Check, time: &Time) {
             check.wrong(wrong.to_string());
         }
     });
+    if !time.nts_ca.is_empty() && certificate::validity(&time.nts_ca).is_err() {
+        check.wrong_at("ntsCA", "no certificate can be read in it");
+    }
 }
 
 fn registries(check: &mut Check, registries: &Registries) {
