@@ -126,6 +126,9 @@ async fn go_by(node: &Node, new: Document, changes: &Changes) -> Result<(), Erro
     if changes.network {
         services::apply_network(node, &config.machine.network).await?;
     }
+    if changes.time {
+        services::apply_time(node, &config.machine.time).await?;
+    }
     Ok(())
 }
 
@@ -155,6 +158,7 @@ fn revert_later(node: &Node, old: Document, limit: Duration) -> Result<(), Error
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Changes {
     network: bool,
+    time: bool,
     sysctls: bool,
     sysfs: bool,
     /// Keys whose new values hold at once: these, what the keeper of certificates follows, and what
@@ -193,9 +197,10 @@ impl Changes {
             trustd,
         } = &old.machine;
         let (network, sysctls) = (*network != b.network, *sysctls != b.sysctls);
-        let sysfs = *sysfs != b.sysfs;
+        let (sysfs, time) = (*sysfs != b.sysfs, *time != b.time);
         let live = [
             ("machine.network", network),
+            ("machine.time", time),
             ("machine.sysctls", sysctls),
             ("machine.sysfs", sysfs),
             ("debug", old.debug != new.debug),
@@ -214,7 +219,6 @@ impl Changes {
             ("machine.install", *install != b.install),
             ("machine.files", *files != b.files),
             ("machine.env", *env != b.env),
-            ("machine.time", *time != b.time),
             ("machine.registries", *registries != b.registries),
             ("machine.kernel", *kernel != b.kernel),
             ("machine.udev", *udev != b.udev),
@@ -226,7 +230,7 @@ impl Changes {
         let keys = |all: &[(&'static str, bool)]| {
             all.iter().filter(|(_, differs)| *differs).map(|(key, _)| *key).collect()
         };
-        Self { network, sysctls, sysfs, live: keys(&live), later: keys(&later) }
+        Self { network, time, sysctls, sysfs, live: keys(&live), later: keys(&later) }
     }
 
     /// In words.
@@ -272,6 +276,10 @@ mod tests {
         assert!(changes.sysctls && !changes.network);
         assert_eq!(changes.live, ["machine.sysctls"]);
         assert_eq!(changes.later, ["machine.env"]);
+        let mut timely = old.clone();
+        timely.machine.time.servers.push("ntp.example.org".to_owned());
+        let timely = Changes::between(&old, &timely);
+        assert!(timely.time && timely.live == ["machine.time"] && timely.later.is_empty());
         let told = changes.told(Mode::Live, false, false);
         assert_eq!(told.details, "changed: machine.sysctls, machine.env");
         assert_eq!(told.warnings.len(), 2, "{told:?}");

@@ -62,6 +62,10 @@ pub(crate) const NETWORKD_SECRETS: &str = "/system/secrets/networkd";
 /// Where control planes may place files for this node (spec §4.1).
 const TRUST_FOLDER: &str = "/var/lib/orlop/trust";
 
+/// Where networkd leaves the time servers that the network gave, for timed.
+const TIME_SERVERS: &str = "/system/run/ntp/servers";
+/// The authorities that all the world believes.
+const ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// Where timed keeps what it learned of the oscillator.
 const TIMED_STATE: &str = "/var/lib/orlop/timed";
 /// The clock that runs while the machine is off; those the machine's host shows.
@@ -149,6 +153,7 @@ pub(crate) async fn start_early_network(node: &Node) -> Result<(), Error> {
         capabilities: NETWORKD_CAPABILITIES.to_vec(),
     });
     socket_folder(Path::new(NETWORKD_SOCKET), NETWORKD_UID, ROUTERD_UID)?;
+    socket_folder(Path::new(TIME_SERVERS), NETWORKD_UID, TIMED_UID)?;
     let definition = Definition {
         health: Some(patient(Health::new(networkd_ready))),
         ..Definition::new("networkd", Runner::Process(spec, node.reaper().clone()))
@@ -219,6 +224,22 @@ pub(crate) fn release_leases() -> std::io::Result<()> {
 pub(crate) async fn apply_network(node: &Node, network: &Network) -> Result<(), Error> {
     write_network(network)?;
     node.supervisor().restart("networkd").await.map_err(Error::Services)
+}
+
+/// Lets timed go by another `machine.time`, or be there at all: it sees by itself what is written, and
+/// keeps what it knows of the servers that stay.
+pub(crate) async fn apply_time(node: &Node, time: &Time) -> Result<(), Error> {
+    let supervisor = node.supervisor();
+    let loaded = supervisor.status("timed").await.is_ok();
+    match (time.disabled, loaded) {
+        (true, true) => supervisor.stop("timed").await.map_err(Error::Services),
+        (true, false) => Ok(()),
+        (false, true) => {
+            write_time(time)?;
+            supervisor.start("timed").await.map_err(Error::Services)
+        }
+        (false, false) => start(node, timed(&runtime(), time, true)?).await,
+    }
 }
 
 /// Makes what the daemons need of files and folders, and loads them.
@@ -327,6 +348,7 @@ fn socket_folders() -> Result<(), Error> {
     socket_folder(Path::new(NETWORKD_SOCKET), NETWORKD_UID, ROUTERD_UID)?;
     own_folder(Path::new(NETWORKD_SECRETS), NETWORKD_UID)?;
     socket_folder(Path::new(TIMED_SOCKET), TIMED_UID, ROUTERD_UID)?;
+    socket_folder(Path::new(TIME_SERVERS), NETWORKD_UID, TIMED_UID)?;
     socket_folder(Path::new(ROUTERD_SOCKET), ROUTERD_UID, APID_UID)?;
     socket_folder(Path::new(APID_SOCKET), APID_UID, 0)
 }
@@ -400,6 +422,7 @@ fn networkd(containerd: &Containerd) -> Definition {
         same_read_write("/etc/hosts"),
         same_read_write(folder(NETWORKD_SOCKET)),
         same_read_only(NETWORKD_SECRETS),
+        same_read_write(folder(TIME_SERVERS)),
     ]);
     Definition {
         dependencies: vec![Dependency::to_prepare("containerd")],
@@ -429,6 +452,8 @@ fn timed(containerd: &Containerd, time: &Time, early: bool) -> Result<Definition
         same_read_only(TIME_CONFIG),
         same_read_only("/etc/resolv.conf"),
         same_read_only("/etc/hosts"),
+        same_read_only(ROOTS),
+        same_read_only(folder(TIME_SERVERS)),
         same_read_write(folder(TIMED_SOCKET)),
         same_read_write(TIMED_STATE),
     ]);

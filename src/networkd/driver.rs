@@ -774,8 +774,27 @@ impl Driver {
             names.search.clone_from(&before.search);
         }
         self.write_names(&names);
+        self.write_time_servers();
         if self.ready.send_if_modified(|ready| !std::mem::replace(ready, true)) {
             info!(configured, host_name = %names.identity.host_name, "network ready");
+        }
+    }
+
+    /// For timed, which looks when the file is another.
+    fn write_time_servers(&mut self) {
+        let v4 = self.leases.values().flat_map(|lease| &lease.ntp).map(ToString::to_string);
+        let v6 = self.leases6.values().flat_map(|lease| lease.ntp.iter().cloned());
+        let text = names::time_servers(v4.chain(v6));
+        let path = self.options.time_servers.clone();
+        let present = std::fs::read_to_string(&path).unwrap_or_default();
+        // Who waits for a lease, after a start or its end, still goes by the last one's.
+        let awaited = text.is_empty() && !self.keepers.is_empty();
+        if present == text || awaited {
+            return;
+        }
+        if let Err(error) = orlop_rt::replace(&path, 0o644, text.as_bytes()) {
+            self.complain(&format!("write {}", path.display()), &error);
+            self.try_again_later();
         }
     }
 

@@ -83,6 +83,9 @@ pub struct Options {
     /// The member of etcd that is asked
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:2379")]
     pub etcd_member: String,
+    /// Where to leave the time servers that the network gave; in a folder that is there
+    #[arg(long, value_name = "PATH", default_value = "/system/run/ntp/servers")]
+    pub time_servers: PathBuf,
     /// Leave the kernel's host and domain name as they are
     #[arg(long)]
     pub keep_host_name: bool,

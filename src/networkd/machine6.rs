@@ -21,6 +21,8 @@ pub struct Lease {
     pub dns: Vec<Ipv6Addr>,
     /// Domains to search, best first.
     pub search: Vec<String>,
+    /// Time servers, as addresses or names, best first.
+    pub ntp: Vec<String>,
 }
 
 /// An address that we may use.
@@ -536,7 +538,8 @@ fn delay(random: u32) -> Duration {
 }
 
 fn lease(address: Option<Held>, answer: &Answer) -> Lease {
-    Lease { address, dns: answer.dns.clone(), search: answer.search.clone() }
+    let Answer { dns, search, ntp, .. } = answer.clone();
+    Lease { address, dns, search, ntp }
 }
 
 #[cfg(test)]
@@ -577,6 +580,7 @@ mod tests {
             address: Some(given).filter(|_| ask.kind != AskKind::Information),
             dns: vec!["fd00::53".parse().unwrap()],
             search: vec![],
+            ntp: Vec::new(),
             refresh_secs: None,
             solicit_max_secs: None,
             information_max_secs: None,

@@ -1,5 +1,6 @@
 //! What the node is called, and the text of `/etc/resolv.conf` and `/etc/hosts` (node-api §9.5).
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -115,6 +116,14 @@ pub fn host_entries(identity: &Identity, extra: &[HostEntry]) -> Vec<HostEntry> 
     std::iter::once(own).chain(extra.iter().cloned()).collect()
 }
 
+/// The time servers that DHCP gave, one on each line, each once: for timed.
+#[must_use]
+pub fn time_servers(given: impl IntoIterator<Item = String>) -> String {
+    let mut seen = BTreeSet::new();
+    let lines = given.into_iter().filter(|server| seen.insert(server.clone()));
+    lines.map(|server| server + "\n").collect()
+}
+
 /// The text of `/etc/hosts`.
 #[must_use]
 pub fn hosts(identity: &Identity, extra: &[HostEntry]) -> String {
@@ -178,6 +187,13 @@ mod tests {
         for bad in ["", ".", "a..b", "a b", "a\n", "-a", "a-", "ä", "a/b", &long] {
             assert_eq!(valid(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn a_time_server_is_told_once() {
+        let given = ["10.0.0.1", "fd00::7b", "10.0.0.1"].map(str::to_owned);
+        assert_eq!(time_servers(given), "10.0.0.1\nfd00::7b\n");
+        assert_eq!(time_servers([]), "");
     }
 
     #[test]

@@ -69,6 +69,8 @@ pub struct Answer {
     pub dns: Vec<Ipv6Addr>,
     /// Option 24.
     pub search: Vec<String>,
+    /// Time servers, as addresses or names: option 56 (RFC 5908), else option 31 (RFC 4075).
+    pub ntp: Vec<String>,
     /// Option 32, in seconds.
     pub refresh_secs: Option<u32>,
     /// How seldom to ask when nobody answers, in seconds (option 82, RFC 7083).
@@ -110,7 +112,9 @@ const STATUS_CODE: u16 = 13;
 const RAPID_COMMIT: u16 = 14;
 const DNS_SERVERS: u16 = 23;
 const DOMAIN_LIST: u16 = 24;
+const SNTP_SERVERS: u16 = 31;
 const INFORMATION_REFRESH: u16 = 32;
+const NTP_SERVER: u16 = 56;
 const SOL_MAX_RT: u16 = 82;
 const INF_MAX_RT: u16 = 83;
 /// RFC 8415 §11: a DUID has at most 128 bytes beside its type.
@@ -118,6 +122,7 @@ const MAX_DUID: usize = 130;
 const MAX_RESOLVERS: usize = 8;
 /// What options 82 and 83 may say (RFC 8415 §21.24).
 const MAX_SECS: std::ops::RangeInclusive<u32> = 60..=86400;
+const MAX_TIME_SERVERS: usize = 8;
 
 /// DUID-LL of RFC 8415 §11.4: the node is known by the link's hardware address.
 fn duid(mac: Mac) -> [u8; 10] {
@@ -158,7 +163,7 @@ impl Ask {
         if self.kind == AskKind::Solicit {
             put(&mut message, RAPID_COMMIT, &[]);
         }
-        let mut wanted = vec![DNS_SERVERS, DOMAIN_LIST];
+        let mut wanted = vec![DNS_SERVERS, DOMAIN_LIST, SNTP_SERVERS, NTP_SERVER];
         match self.kind {
             AskKind::Release | AskKind::Decline | AskKind::Confirm => wanted.clear(),
             AskKind::Information => wanted.extend([INFORMATION_REFRESH, INF_MAX_RT]),
@@ -199,12 +204,14 @@ impl Answer {
             address: None,
             dns: Vec::new(),
             search: Vec::new(),
+            ntp: Vec::new(),
             refresh_secs: None,
             solicit_max_secs: None,
             information_max_secs: None,
         };
         let number = |value: &[u8]| value.try_into().ok().map(u32::from_be_bytes);
         let mut for_us = false;
+        let (mut sntp, mut ntp) = (Vec::new(), Vec::new());
         for (code, value) in options_of(options) {
             match code {
                 CLIENT_ID => for_us = value == duid(mac),
@@ -215,11 +222,11 @@ impl Answer {
                 PREFERENCE => answer.preference = value.first().copied().unwrap_or_default(),
                 STATUS_CODE => answer.success &= succeeded(value),
                 DNS_SERVERS => {
-                    let (addresses, _) = value.as_chunks::<16>();
-                    let addresses = addresses.iter().map(|bytes| Ipv6Addr::from(*bytes));
-                    let usable = addresses.filter(|address| advertisement::of_a_host(*address));
-                    answer.dns = usable.take(MAX_RESOLVERS).collect();
+                    answer.dns = hosts_in(value).take(MAX_RESOLVERS).collect();
                 }
+                SNTP_SERVERS => sntp = hosts_in(value).map(|at| at.to_string()).collect(),
+                // Each time it comes it holds one.
+                NTP_SERVER => ntp.extend(options_of(value).find_map(time_server)),
                 DOMAIN_LIST => answer.search = names_in(value),
                 RAPID_COMMIT => answer.rapid = true,
                 INFORMATION_REFRESH => answer.refresh_secs = number(value),
@@ -233,6 +240,8 @@ impl Answer {
                 _ => {}
             }
         }
+        answer.ntp = if ntp.is_empty() { sntp } else { ntp };
+        answer.ntp.truncate(MAX_TIME_SERVERS);
         (for_us && !answer.server.is_empty()).then_some(answer)
     }
 
@@ -263,6 +272,23 @@ impl Answer {
                 _ => {}
             }
         }
+    }
+}
+
+/// Addresses that a host can have.
+fn hosts_in(value: &[u8]) -> impl Iterator<Item = Ipv6Addr> {
+    let (addresses, _) = value.as_chunks::<16>();
+    let addresses = addresses.iter().map(|bytes| Ipv6Addr::from(*bytes));
+    addresses.filter(|address| advertisement::of_a_host(*address))
+}
+
+/// A suboption of option 56 (RFC 5908 §4): an address, or a name. Who would only be heard by multicast
+/// is not asked.
+fn time_server((code, value): (u16, &[u8])) -> Option<String> {
+    match code {
+        1 => hosts_in(value).next().map(|at| at.to_string()),
+        3 => names_in(value).into_iter().next(),
+        _ => None,
     }
 }
 
@@ -352,6 +378,23 @@ mod tests {
         let bytes = information.encode();
         let message = v6::Message::decode(&mut Decoder::new(&bytes)).unwrap();
         assert!(message.opts().get(OptionCode::IANA).is_none(), "RFC 8415 §18.2.6");
+    }
+
+    #[test]
+    fn time_servers_are_addresses_or_names_and_the_newer_option_wins() {
+        let [one, two] = ["fd00::7b", "fd00::7c"].map(|text| text.parse::<Ipv6Addr>().unwrap());
+        let old = [&[0, 31, 0, 48][..], &one.octets(), &two.octets(), &[0; 16]].concat();
+        let new = [&[0, 56, 0, 20, 0, 1, 0, 16][..], &two.octets()].concat();
+        let name = b"\0\x38\0\x14\0\x03\0\x10\x03ntp\x07example\x02eu\0";
+        let multicast = [&[0, 56, 0, 20, 0, 2, 0, 16][..], &[0xff; 16]].concat();
+        let read = |options: &[&[u8]]| {
+            let bytes = [&reply([])[..], &options.concat()].concat();
+            Answer::decode(&bytes, MAC).unwrap().ntp
+        };
+        assert_eq!(read(&[&old]), ["fd00::7b", "fd00::7c"]);
+        assert_eq!(read(&[&new, &old, name]), ["fd00::7c", "ntp.example.eu"]);
+        assert_eq!(read(&[&multicast, &[0, 56, 0, 2, 0, 1]]), Vec::<String>::new());
+        assert_eq!(read(&[&[&new[..]; 20].concat()]).len(), MAX_TIME_SERVERS);
     }
 
     #[test]

@@ -54,7 +54,7 @@ pub struct Options {
     /// The `machine.time` section of the machine configuration; may be absent
     #[arg(long, value_name = "PATH", default_value = "/system/etc/timed.yaml")]
     pub config: PathBuf,
-    /// The servers that the network gave, an address on each line; may be absent
+    /// The servers that the network gave, one on each line; may be absent
     #[arg(long, value_name = "PATH", default_value = "/system/run/ntp/servers")]
     pub given: PathBuf,
     /// The authorities of servers of NTS, unless the configuration names its own

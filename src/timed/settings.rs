@@ -3,7 +3,6 @@
 
 use std::fs::File;
 use std::io;
-use std::net::IpAddr;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -43,13 +42,15 @@ impl Settings {
         Ok(Self::of(&Time::parse(&read(config)?)?, &read(given)?))
     }
 
-    /// The operator's servers, else those of the network (an address on each line), else the default.
+    /// The operator's servers, else those of the network (an address or a name on each line), else the
+    /// default.
     fn of(time: &Time, given: &str) -> Self {
         let mut servers: Vec<_> =
             time.servers.iter().filter_map(|text| text.parse().ok()).collect();
         if servers.is_empty() {
-            let addresses = given.lines().filter_map(|line| line.trim().parse::<IpAddr>().ok());
-            servers = addresses.map(|at| TimeServer::Ntp(at.to_string())).take(GIVEN).collect();
+            let ntp = |server: &TimeServer| matches!(server, TimeServer::Ntp(_));
+            let named = given.lines().filter_map(|line| line.parse().ok()).filter(ntp);
+            servers = named.take(GIVEN).collect();
         }
         if servers.is_empty() {
             servers.push(TimeServer::Ntp(DEFAULT_SERVER.to_owned()));
@@ -132,7 +133,8 @@ mod tests {
         assert_eq!(servers("bootTimeout: 1s\n", given), ["192.0.2.1", "2001:db8::1"]);
         assert_eq!(servers("", ""), [DEFAULT_SERVER]);
         // What networkd never writes.
-        assert_eq!(servers("", "name\n 192.0.2.1 \n/dev/ptp0"), ["192.0.2.1"]);
+        let odd = "a b\nntp.example.org\n/dev/ptp0\nnts://a.org";
+        assert_eq!(servers("", odd), ["ntp.example.org"]);
         assert_eq!(servers("", &given.repeat(50)).len(), GIVEN);
     }
 

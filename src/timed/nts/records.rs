@@ -244,7 +244,8 @@ pub(crate) mod tests {
     #[test]
     fn what_must_not_be_taken_is_refused_with_its_reason() {
         let long = [7; LONGEST_COOKIE + 1];
-        let cases: &[(&[(u16, &[u8])], Refusal)] = &[
+        type Records<'a> = &'a [(u16, &'a [u8])];
+        let cases: &[(Records<'_>, Refusal)] = &[
             (&[SIV_256, ONE], Refusal::Protocol),
             (&[(0x8001, &[0, 1]), SIV_256, ONE], Refusal::Protocol),
             (&[(0x8001, &[]), SIV_256, ONE], Refusal::Protocol),

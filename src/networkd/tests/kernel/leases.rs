@@ -19,7 +19,11 @@ use crate::world::{LIMIT, OTHER_RANGE, RANGE, Server, World, in_namespaces, ip, 
 #[test]
 fn a_lease_gives_address_route_and_resolvers() {
     in_namespaces("nwd-lease", async |mut world| {
-        let options = ["--dhcp-option=option:dns-server,10.77.0.53", "--domain=example.org"];
+        let options = [
+            "--dhcp-option=option:dns-server,10.77.0.53",
+            "--dhcp-option=option:ntp-server,10.77.0.123,10.77.0.124",
+            "--domain=example.org",
+        ];
         world.serve(RANGE, &options);
         let node = world.start("", "");
         let took = world.ready().await;
@@ -31,6 +35,7 @@ fn a_lease_gives_address_route_and_resolvers() {
         let gateway = "10.77.0.1".parse().unwrap();
         assert_eq!(world.default_route().await, (Some(gateway), 1024));
         assert_eq!(world.read("resolv.conf"), "nameserver 10.77.0.53\nsearch example.org\n");
+        assert_eq!(world.read("time_servers"), "10.77.0.123\n10.77.0.124\n");
         let name = format!("talos-{}", address.net.addr().to_string().replace('.', "-"));
         assert!(world.read("hosts").contains(&format!("{name}.example.org {name}\n")));
         assert_eq!(nix::unistd::gethostname().unwrap().to_str(), Some(name.as_str()));

@@ -175,6 +175,7 @@ impl World {
             cmdline: self.path("cmdline"),
             state: self.path("state"),
             resolv_conf: self.path("resolv.conf"),
+            time_servers: self.path("time_servers"),
             hosts: self.path("hosts"),
             arp_probes: 3,
             etcd: self.path("etcd"),
