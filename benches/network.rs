@@ -108,6 +108,7 @@ fn networkd(orlop: &str, folder: &Path, probes: &str) -> Vec<String> {
         ("--cmdline", path("cmdline")),
         ("--state", path("state")),
         ("--resolv-conf", path("resolv.conf")),
+        ("--time-servers", path("time_servers")),
         ("--hosts", path("hosts")),
         ("--arp-probes", probes.to_owned()),
     ] {

@@ -26,6 +26,7 @@ pub async fn reconcile(folder: &Path, network: &str, turns: usize) -> io::Result
         cmdline: path("cmdline"),
         state: path("state"),
         resolv_conf: path("resolv.conf"),
+        time_servers: path("time_servers"),
         hosts: path("hosts"),
         arp_probes: PROBES,
         etcd: path("etcd"),
