@@ -161,6 +161,7 @@ const TABLE: &[Row] = &[
     ("machine.StorageService", &["Statfs"], READ),
     ("storage.StorageService", &["Disks"], READ),
     ("time.TimeService", &["*"], READ),
+    ("orlop.v1alpha1.ClockService", &["*"], READ),
     ("orlop.v1alpha1.NodeService", &["Metrics", "Timeline"], READ),
     // Generation v0.8; today's clients read the same from resources, with these roles.
     ("network.NetworkService", &["Routes", "Interfaces"], READ),

@@ -17,6 +17,7 @@ use orlop_proto::machine::image_service_client::ImageServiceClient;
 use orlop_proto::machine::machine_service_client::MachineServiceClient;
 use orlop_proto::network::network_service_client::NetworkServiceClient;
 use orlop_proto::orlop::v1alpha1 as orlop;
+use orlop_proto::orlop::v1alpha1::clock_service_client::ClockServiceClient;
 use orlop_proto::orlop::v1alpha1::node_service_client::NodeServiceClient;
 use orlop_proto::storage::storage_service_client::StorageServiceClient;
 use orlop_proto::time::time_service_client::TimeServiceClient;
@@ -58,6 +59,11 @@ pub(crate) fn images(node: Node) -> ImageServiceClient<Node> {
 /// The network API of a node.
 pub(crate) fn network(node: Node) -> NetworkServiceClient<Node> {
     NetworkServiceClient::new(node).max_decoding_message_size(orlop_rpc::MAX_MESSAGE)
+}
+
+/// What a node says of its own clock.
+pub(crate) fn clock(node: Node) -> ClockServiceClient<Node> {
+    ClockServiceClient::new(node).max_decoding_message_size(orlop_rpc::MAX_MESSAGE)
 }
 
 /// The time API of a node.
@@ -559,6 +565,7 @@ replies! {
     machine::VersionResponse => machine::Version,
     network::InterfacesResponse => network::Interfaces,
     network::RoutesResponse => network::Routes,
+    orlop::ClockResponse => orlop::Clock,
     orlop::MetricsResponse => orlop::Metrics,
     orlop::TimelineResponse => orlop::Timeline,
     storage::BlockDeviceWipeResponse => storage::BlockDeviceWipe,

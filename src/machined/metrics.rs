@@ -9,13 +9,16 @@ use std::time::{Duration, SystemTime};
 use std::{fs, io};
 
 use nix::sys::resource::{UsageWho, getrusage};
+use orlop_proto::orlop::v1alpha1 as orlop;
+use orlop_proto::orlop::v1alpha1::clock_service_client::ClockServiceClient;
 use orlop_rt::version;
 use orlop_supervise::forward::Counts as Destination;
 use orlop_supervise::{Service, State};
-use orlop_telemetry::openmetrics::{Exposition, Kind};
+use orlop_telemetry::openmetrics::{Exposition, Kind, Value};
 
 use crate::events::Counts;
 use crate::node::Node;
+use crate::services::TIMED_SOCKET;
 use crate::timeline::{Place, Span, Story};
 
 /// Everything the figures are made from.
@@ -31,6 +34,8 @@ struct Facts {
     destinations: Vec<Destination>,
     story: Story,
     events: Counts,
+    /// What timed says, if it runs.
+    clock: Option<orlop::Clock>,
     process: Process,
 }
 
@@ -49,6 +54,7 @@ struct Process {
 /// When the supervisor has ended, or `/proc` cannot be read.
 pub(crate) async fn text(node: &Node) -> io::Result<String> {
     let services = node.supervisor().list().await.map_err(io::Error::other)?;
+    let clock = clock().await;
     let logs = node.supervisor().logs();
     let written = |id: String| logs.get(&id).map(|log| (id, log.written()));
     let facts = Facts {
@@ -60,9 +66,17 @@ pub(crate) async fn text(node: &Node) -> io::Result<String> {
         destinations: logs.sent_to(),
         story: node.timeline().story().clone(),
         events: node.events().counts(),
+        clock,
         process: Process::read()?,
     };
     Ok(facts.expose())
+}
+
+/// What timed says: nothing where it does not run, or is busier than figures are worth.
+async fn clock() -> Option<orlop::Clock> {
+    let mut timed = ClockServiceClient::new(orlop_rpc::unix::channel(TIMED_SOCKET));
+    let answer = tokio::time::timeout(PATIENCE, timed.clock(())).await.ok()?.ok()?;
+    answer.into_inner().messages.into_iter().next()
 }
 
 impl Process {
@@ -104,6 +118,9 @@ impl Facts {
         self.services(&mut text);
         self.logs(&mut text);
         self.events(&mut text);
+        if let Some(clock) = &self.clock {
+            time(clock, &mut text);
+        }
         self.process(&mut text);
         text.finish()
     }
@@ -272,6 +289,88 @@ impl Facts {
     }
 }
 
+fn time(clock: &orlop::Clock, text: &mut Exposition) {
+    let mut gauge = |name, help, value: Value| {
+        text.family(Kind::Gauge, name, help).sample(&[], value);
+    };
+    let help = "Whether the clock was set right.";
+    gauge("orlop_clock_synchronized", help, clock.synchronized.into());
+    let help = "What must be added to the clock.";
+    gauge("orlop_clock_offset_seconds", help, Value::Real(clock.offset_seconds));
+    let help = "How well that is known: a standard deviation.";
+    gauge("orlop_clock_uncertainty_seconds", help, Value::Real(clock.sigma_seconds));
+    let help = "How much faster the clock is made to run.";
+    gauge("orlop_clock_frequency_ppm", help, Value::Real(clock.frequency_ppm));
+    let help = "Distance from a reference clock; 16 while the clock is not synchronised.";
+    gauge("orlop_clock_stratum", help, u64::from(clock.stratum).into());
+    let leap = match clock.leap() {
+        orlop::clock::Leap::None => 0.0,
+        orlop::clock::Leap::Insert => 1.0,
+        orlop::clock::Leap::Delete => -1.0,
+    };
+    let help = "What the servers announce for the end of the day.";
+    gauge("orlop_clock_leap_seconds", help, Value::Real(leap));
+    text.family(Kind::Counter, "orlop_clock_steps", "How often the clock was set at once.")
+        .sample(&[], clock.steps);
+    // Two names may have led to the same address.
+    let mut seen = std::collections::BTreeSet::new();
+    let sources: Vec<_> = clock
+        .sources
+        .iter()
+        .filter(|source| seen.insert((&source.server, &source.address)))
+        .collect();
+    let labels = |source: &'_ orlop::TimeSource| {
+        [("server", source.server.clone()), ("address", source.address.clone())]
+    };
+    let help = "1 for the state a time source is in, 0 for the others.";
+    let mut family = text.family(Kind::Gauge, "orlop_time_source_state", help);
+    for source in &sources {
+        let [server, address] = labels(source);
+        for (name, state) in SOURCE_STATES {
+            let labels = [(server.0, &*server.1), (address.0, &*address.1), ("state", name)];
+            family.sample(&labels, source.state() == state);
+        }
+    }
+    let mut each = |name, help, value: &dyn Fn(&orlop::TimeSource) -> Option<Value>| {
+        let mut family = text.family(Kind::Gauge, name, help);
+        for source in &sources {
+            let [server, address] = labels(source);
+            if let Some(value) = value(source) {
+                family.sample(&[(server.0, &*server.1), (address.0, &*address.1)], value);
+            }
+        }
+    };
+    let real = |value: f64| Some(Value::Real(value));
+    let help = "How many of the last eight questions were answered.";
+    each("orlop_time_source_reach", help, &|source| {
+        Some(u64::from(source.reach.count_ones()).into())
+    });
+    let help = "Distance from a reference clock; 0 before the first answer.";
+    each("orlop_time_source_stratum", help, &|source| Some(u64::from(source.stratum).into()));
+    let help = "Until it is asked again.";
+    each("orlop_time_source_poll_seconds", help, &|source| real(source.poll_seconds));
+    let help = "What must be added to the clock by its last answer.";
+    let offset = |source: &orlop::TimeSource| source.offset_seconds.map(Value::Real);
+    each("orlop_time_source_offset_seconds", help, &offset);
+    let help = "How much its offsets vary.";
+    each("orlop_time_source_jitter_seconds", help, &|source| real(source.jitter_seconds));
+    let help = "There and back.";
+    each("orlop_time_source_delay_seconds", help, &|source| real(source.delay_seconds));
+    let help = "How much faster the clock must run by it alone.";
+    let frequency = |source: &orlop::TimeSource| source.frequency_ppm.map(Value::Real);
+    each("orlop_time_source_frequency_ppm", help, &frequency);
+}
+
+const SOURCE_STATES: [(&str, orlop::time_source::State); 5] = [
+    ("unreachable", orlop::time_source::State::Unreachable),
+    ("unfit", orlop::time_source::State::Unfit),
+    ("falseticker", orlop::time_source::State::Falseticker),
+    ("spare", orlop::time_source::State::Spare),
+    ("followed", orlop::time_source::State::Followed),
+];
+/// How long timed is waited for.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// Whether those who depend on the service `id` may start.
 pub(crate) fn is_up(services: &[Service], id: &str) -> bool {
     services.iter().any(|service| *service.status.id == *id && service.status.up)
@@ -336,6 +435,36 @@ mod tests {
             }],
             story,
             events: Counts { published: 12, readers: 1, lagged: 0 },
+            clock: Some(orlop::Clock {
+                synchronized: true,
+                offset_seconds: -0.000_25,
+                sigma_seconds: 0.000_1,
+                frequency_ppm: -12.5,
+                stratum: 2,
+                leap: orlop::clock::Leap::Insert.into(),
+                steps: 1,
+                sources: vec![
+                    orlop::TimeSource {
+                        server: "nts://ntp.example.org".to_owned(),
+                        address: "192.0.2.1".to_owned(),
+                        state: orlop::time_source::State::Followed.into(),
+                        reach: 0b0111_1111,
+                        stratum: 1,
+                        poll_seconds: 64.0,
+                        offset_seconds: Some(-0.000_5),
+                        frequency_ppm: Some(-12.25),
+                        jitter_seconds: 0.000_125,
+                        delay_seconds: 0.02,
+                    },
+                    orlop::TimeSource {
+                        server: "192.0.2.9".to_owned(),
+                        address: "192.0.2.9".to_owned(),
+                        poll_seconds: 64.0,
+                        ..orlop::TimeSource::default()
+                    },
+                ],
+                ..orlop::Clock::default()
+            }),
             process: Process {
                 resident_bytes: 9 << 20,
                 open_files: 31,

@@ -13,13 +13,14 @@ impl Daemon {
 }
 
 /// The services of both generations. What the daemon does not have, it answers with `Unimplemented`.
-const TABLE: [(&str, Daemon); 15] = [
+const TABLE: [(&str, Daemon); 16] = [
     ("machine.MachineService", Daemon::Machined),
     ("cluster.ClusterService", Daemon::Machined),
     ("orlop.v1alpha1.NodeService", Daemon::Machined),
     ("storage.StorageService", Daemon::Machined),
     ("network.NetworkService", Daemon::Networkd),
     ("time.TimeService", Daemon::Timed),
+    ("orlop.v1alpha1.ClockService", Daemon::Timed),
     // Of v0.3 only.
     ("os.OSService", Daemon::Machined),
     // Of today's only.

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use orlop_config::machine::TimeServer;
+use orlop_proto::orlop::v1alpha1 as orlop;
+use orlop_proto::orlop::v1alpha1::clock_service_server::{ClockService, ClockServiceServer};
 use orlop_proto::time::time_service_server::{TimeService, TimeServiceServer};
 use orlop_proto::time::{Time, TimeRequest, TimeResponse};
 use orlop_rt::CancellationToken;
@@ -16,8 +18,9 @@ use tonic::{Request, Response, Status};
 
 use crate::Error;
 use crate::driver;
-use crate::machine::View;
+use crate::machine::{SourceView, Standing, View};
 use crate::settings::Settings;
+use crate::wire::Leap;
 
 /// Servers are asked again and again for so long; clients wait for twice as long.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -29,7 +32,8 @@ pub(crate) async fn serve(
     api: Api,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
-    let service = Routes::new(TimeServiceServer::new(api.clone()));
+    let service = Routes::new(TimeServiceServer::new(api.clone()))
+        .add_service(ClockServiceServer::new(api.clone()));
     let ready = move || api.ready();
     orlop_rpc::health::serve(path, service, ready, shutdown).await.map_err(Error::Listen)
 }
@@ -93,6 +97,56 @@ impl TimeService for Api {
             .parse::<TimeServer>()
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         self.ask(&[server]).await
+    }
+}
+
+#[tonic::async_trait]
+impl ClockService for Api {
+    async fn clock(&self, _: Request<()>) -> Result<Response<orlop::ClockResponse>, Status> {
+        let clock = clock(&self.view.borrow());
+        Ok(Response::new(orlop::ClockResponse { messages: vec![clock] }))
+    }
+}
+
+fn clock(view: &View) -> orlop::Clock {
+    let leap = match view.leap {
+        Leap::Insert => orlop::clock::Leap::Insert,
+        Leap::Delete => orlop::clock::Leap::Delete,
+        Leap::None | Leap::Unsynchronized => orlop::clock::Leap::None,
+    };
+    orlop::Clock {
+        metadata: None,
+        synchronized: view.synchronized,
+        offset_seconds: view.offset,
+        sigma_seconds: if view.sigma.is_finite() { view.sigma } else { 0.0 },
+        frequency_ppm: view.frequency_ppm,
+        stratum: view.stratum.into(),
+        leap: leap.into(),
+        steps: view.steps,
+        sources: view.sources.iter().map(source).collect(),
+    }
+}
+
+fn source(view: &SourceView) -> orlop::TimeSource {
+    use orlop::time_source::State;
+    let state = match view.standing {
+        Standing::Unreachable => State::Unreachable,
+        Standing::Unfit => State::Unfit,
+        Standing::Falseticker => State::Falseticker,
+        Standing::Spare => State::Spare,
+        Standing::Followed => State::Followed,
+    };
+    orlop::TimeSource {
+        server: view.server.clone(),
+        address: view.place.clone(),
+        state: state.into(),
+        reach: view.reach.0.into(),
+        stratum: view.stratum.into(),
+        poll_seconds: view.poll.as_secs_f64(),
+        offset_seconds: view.offset,
+        frequency_ppm: view.frequency_ppm,
+        jitter_seconds: view.jitter,
+        delay_seconds: view.delay,
     }
 }
 
