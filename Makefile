@@ -63,6 +63,7 @@ integration: build ## tests on real parts: the real binary, containerd, etcd, ne
 	@.ci/deps test
 	ORLOP_ETCD=$$(.ci/unpacked tests/etcd.lock)/usr/bin/etcd \
 	ORLOP_CHRONYD=$$(.ci/unpacked tests/chrony.lock)/usr/sbin/chronyd \
+	ORLOP_NTPD=$$(.ci/unpacked tests/ntpsec.lock)/usr/sbin/ntpd \
 	ORLOP=$(CURDIR)/out/orlop cargo test --workspace --exclude orlop-qemu --test '*' -- --show-output
 
 build: ## the static binary, out/orlop (PROFILE=image|release|dev)
@@ -101,7 +102,7 @@ qemu: image harness ## the QEMU tests (TEST=word runs those whose name has it)
 
 bench: kernel initramfs harness ## the figures of the README, each beside its reference; out/bench.json
 	@.ci/deps qemu bench
-	@$(harness)/figures
+	@ORLOP_CHRONYD=$$(.ci/unpacked tests/chrony.lock)/usr/sbin/chronyd $(harness)/figures
 
 fuzz: ## every parser of foreign bytes, SECONDS_EACH (60) seconds each
 	@.ci/deps build

@@ -101,8 +101,9 @@ pub fn judge_header(
     let there = header.transmit.since(header.receive);
     let here = arrived.since(departed);
     let unset = header.transmit.is_zero() || header.receive.is_zero();
-    // Its clock was set after it answered, or it had the question for longer than we waited.
-    let late = header.transmit.since(header.reference_time) < -1e-3;
+    // Its clock was set after it answered, or it had the question for longer than we waited. A reference
+    // time days away says nothing at all: one at random is what an orphan of ntpsec's has (1.2.2).
+    let late = (1e-3..86_400.0).contains(&header.reference_time.since(header.transmit));
     let precision = precision(header.precision).max(LOCAL_PRECISION);
     if unset || there < 0.0 || here < 0.0 || late || here - there < -2.0 * precision {
         return Err(Refusal::Absurd);
@@ -176,6 +177,13 @@ mod tests {
         assert!((sample.offset - 5.010).abs() < 1e-6, "{sample:?}");
         assert!((sample.delay - 0.040).abs() < 1e-6, "{sample:?}");
         assert_eq!((sample.root_delay, sample.root_dispersion), (0.25, 0.0625));
+    }
+
+    #[test]
+    fn a_reference_time_at_random_is_no_reason_to_refuse() {
+        for reference_time in [at(90.0), Timestamp(0), Timestamp(1 << 63), at(100_000_000.0)] {
+            assert!(judged(&Header { reference_time, ..answer() }).is_ok(), "{reference_time:?}");
+        }
     }
 
     #[test]

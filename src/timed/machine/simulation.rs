@@ -413,12 +413,13 @@ fn a_hundred_ppm_that_wanders_is_followed_for_a_thousand_hours() {
 
 #[test]
 fn a_server_that_refuses_is_not_asked_again_and_one_that_slows_is_asked_less() {
-    let mut peers = honest(3, 0.001);
+    let mut peers = honest(4, 0.001);
     peers[1].kiss = Some(Kiss(*b"DENY"));
     peers[2].kiss = Some(Kiss(*b"RATE"));
+    peers[3].kiss = Some(Kiss(*b"RSTR"));
     let mut world = World::new(8, peers);
     world.run(5.0 * HOUR);
-    assert_eq!(world.questions.get(&1), Some(&1));
+    assert_eq!((world.questions.get(&1), world.questions.get(&3)), (Some(&1), Some(&1)));
     let slowed = *world.questions.get(&2).unwrap_or(&0);
     assert!(slowed < 20, "{slowed} questions to one that is asked too often");
     assert!(world.engine.synchronized());
@@ -445,4 +446,48 @@ fn without_names_or_answers_it_asks_less_and_less_and_recovers() {
     assert_eq!(world.news.last(), Some(&News::Alone));
     // A day by what was learned of the oscillator.
     assert!(world.error.abs() < 0.1, "{}", world.error);
+}
+
+#[test]
+fn servers_that_are_late_for_a_leap_second_are_not_followed_through_it() {
+    for leap in [1.0, -1.0] {
+        let mut world = World::new(11, honest(5, 0.001));
+        world.wander = WANDER;
+        world.run(6.0 * HOUR);
+        // The kernel and three servers take it on time; two go on as before, one for long.
+        world.peers[3].error = leap;
+        world.peers[4].error = leap;
+        let errors = world.run(30.0);
+        world.peers[3].error = 0.0;
+        let smeared = world.run(20.0 * HOUR);
+        assert!(errors.largest < 0.01 && smeared.largest < 0.01, "{errors:?} {smeared:?}");
+        assert!(world.steps.is_empty(), "{:?}", world.steps);
+    }
+}
+
+#[test]
+fn everything_at_once_for_a_month_leaves_the_clock_right() {
+    let mut peers = honest(3, 0.003);
+    peers.push(Peer { to: 0.004, back: 0.012, loss: 0.3, ..Peer::near(0.002) });
+    peers.push(Peer::lying(0.7));
+    peers.push(Peer { error_rate: 2e-6, ..Peer::lying(0.0) });
+    let mut world = World::new(12, peers);
+    (world.oscillator, world.wander, world.error) = (-90e-6, 3.0 * WANDER, 1e6);
+    world.run(3.0 * HOUR);
+    let mut largest = 0f64;
+    for day in 0..30u32 {
+        // Servers fall silent in turns, the machine sleeps, somebody sets the clock.
+        let silent = usize::try_from(day % 3).unwrap_or_default();
+        world.peers[silent].loss = 0.95;
+        match day % 5 {
+            1 => world.suspend(7.0 * HOUR),
+            3 => world.set(-2.0),
+            _ => {}
+        }
+        world.run(2.0 * HOUR);
+        largest = largest.max(world.run(22.0 * HOUR).largest);
+        world.peers[silent].loss = 0.0;
+    }
+    assert!(largest < 0.02, "{largest} {:?}", world.steps);
+    assert!(world.engine.synchronized());
 }

@@ -142,3 +142,89 @@ fn a_device_is_asked_like_a_server() {
     engine.handle(moment(1), event);
     assert!(engine.synchronized());
 }
+
+#[test]
+fn servers_that_stay_are_kept_when_others_come_and_go() {
+    let names = |names: &[&str]| {
+        Event::Servers(names.iter().map(|name| name.parse().expect("a server")).collect())
+    };
+    let mut engine = engine(&["a.example.org", "b.example.org"]);
+    engine.handle(moment(0), Event::Timer);
+    for (server, host) in [(0, 1), (1, 2)] {
+        let event = Event::Resolved(ServerId(server), vec![address(host)]);
+        let asked = queries(&engine.handle(moment(0), event)).remove(0);
+        engine.handle(moment(1), Event::Sampled(asked.0, asked.1, sample(0.01, Leap::None)));
+    }
+    let known = |engine: &Engine| {
+        let sources = engine.view(Duration::from_secs(9)).sources;
+        sources.into_iter().map(|one| (one.server, one.offset.is_some())).collect::<Vec<_>>()
+    };
+    let both = [("a.example.org".to_owned(), true), ("b.example.org".to_owned(), true)];
+    assert_eq!(known(&engine), both);
+    // One goes, one comes; the same twice is once.
+    let actions = engine.handle(
+        moment(2),
+        names(&["c.example.org", "a.example.org", "c.example.org", "/dev/ptp0"]),
+    );
+    let resolves = actions.iter().filter(|action| matches!(action, Action::Resolve(_))).count();
+    assert_eq!(resolves, 1, "{actions:?}");
+    assert_eq!(known(&engine)[..1], both[..1]);
+    assert!(engine.synchronized());
+    // What was under way for who has gone is nobody's.
+    let late = engine.handle(moment(3), Event::Resolved(ServerId(1), vec![address(2)]));
+    let to_who_went =
+        |(.., place): &(_, _, Place)| *place == Place::Server(ServerId(1), address(2));
+    assert!(!queries(&late).iter().any(to_who_went), "{late:?}");
+    // Back again, it is a stranger.
+    engine.handle(moment(4), names(&["b.example.org", "a.example.org"]));
+    assert_eq!(known(&engine), both[..1]);
+    engine.handle(moment(5), names(&[]));
+    assert_eq!(known(&engine), []);
+}
+
+#[test]
+fn keys_are_exchanged_less_and_less_often_until_something_is_proven() {
+    let mut engine = Engine::new(
+        vec!["nts://a.example.org".parse().expect("a server")],
+        Duration::ZERO,
+        0.0,
+        true,
+    );
+    let mut now = moment(0);
+    let mut exchanges = Vec::new();
+    // The server gives keys, and never knows its own cookies; now and then it gives no keys either.
+    let mut answered = Vec::new();
+    while now.up < Duration::from_secs(48 * 3600) {
+        for action in engine.handle(now, Event::Timer) {
+            match action {
+                Action::Resolve(id) => {
+                    exchanges.push(now.up);
+                    let given = if exchanges.len() % 4 == 0 {
+                        vec![]
+                    } else {
+                        vec![address(1), address(2)]
+                    };
+                    answered.push(Event::Resolved(id, given));
+                }
+                Action::Query(id, ..) => {
+                    answered.push(Event::Missed(id, Miss::Kiss(Kiss(*b"NTSN"))));
+                }
+                _ => {}
+            }
+        }
+        for event in std::mem::take(&mut answered) {
+            let more = engine.handle(now, event);
+            assert!(!more.iter().any(|action| matches!(action, Action::Step(_))));
+            answered.extend(
+                queries(&more).into_iter().map(|(id, ..)| Event::Missed(id, Miss::Keyless)),
+            );
+        }
+        now = Moment { up: now.up + Duration::from_secs(1), ..now };
+    }
+    let gaps: Vec<_> = exchanges.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert!(gaps[0] >= Duration::from_secs(10), "{gaps:?}");
+    assert!(gaps.iter().all(|gap| *gap >= Duration::from_secs(10)), "{gaps:?}");
+    assert!((20..100).contains(&gaps.len()), "{} exchanges in two days", gaps.len());
+    let sources = engine.view(now.up).sources;
+    assert_eq!(sources.len(), 1, "keys of one server are of no use to another");
+}

@@ -1,4 +1,4 @@
-//! timed and a real chronyd, in a network namespace of the test's own: both say how far the clock is
+//! timed and real servers, chronyd and ntpsec's ntpd, in a network namespace of the test's own: both say how far the clock is
 //! from the same two servers, a chronyd that serves this machine's time, and one of ours that is 1000 s
 //! ahead. The clock is left alone by all of them (`chronyd -x` and `-Q`, `timed --observe`).
 //!
@@ -17,6 +17,8 @@ use nix::sched::{CloneFlags, unshare};
 use orlop_pki::{Authority, KeyKind, Leaf, Usage};
 use orlop_proto::health::health_client::HealthClient;
 use orlop_proto::health::ready_check::ReadyStatus;
+use orlop_proto::orlop::v1alpha1::clock_service_client::ClockServiceClient;
+use orlop_proto::orlop::v1alpha1::time_source::State;
 use orlop_proto::time::time_service_client::TimeServiceClient;
 use orlop_proto::time::{Time, TimeRequest};
 use orlop_rpc::unix;
@@ -43,6 +45,14 @@ fn timed_and_chronyd_find_the_same_offset_of_the_same_server() {
 #[test]
 fn timed_follows_a_chronyd_that_proves_its_answers() {
     in_namespace(async |chronyd| follow_with_proof(chronyd).await);
+}
+
+#[test]
+fn timed_and_chronyd_find_the_same_offset_of_an_ntpsec() {
+    let named = std::env::var_os("ORLOP_NTPD").map(PathBuf::from);
+    let found = named.into_iter().chain(["/usr/sbin/ntpd".into()]).find(|path| path.is_file());
+    let Some(ntpd) = found else { return println!("skipped: ntpd of ntpsec is not installed") };
+    in_namespace(async |chronyd| compare_by_ntpsec(&ntpd, chronyd).await);
 }
 
 /// Runs `test` in a network of its own, which is that of this thread and those it starts.
@@ -88,6 +98,36 @@ async fn compare(chronyd: &Path) {
         timed.await.unwrap().unwrap();
     }
     ahead.abort();
+}
+
+async fn compare_by_ntpsec(ntpd: &Path, chronyd: &Path) {
+    /// It knows no other.
+    const PORT: u16 = 123;
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    // It serves this machine's time, and touches neither clock nor kernel.
+    let config = "disable ntp kernel\ntos orphan 5 orphanwait 1\nrestrict default\n";
+    std::fs::write(path("ntp.conf"), config).unwrap();
+    let mut command = Command::new(ntpd);
+    command.args(["-n", "-c"]).arg(path("ntp.conf")).arg("-p").arg(path("ntpd.pid"));
+    let _server = Daemon::start(command);
+    let (options, shutdown) =
+        (options(path, "servers: [127.0.0.1]\nbootTimeout: 1h\n", PORT), CancellationToken::new());
+    let timed = tokio::spawn(run(options, shutdown.clone()));
+    let ours = offset_by(&path("timed.sock"), "127.0.0.1").await;
+    let theirs = ask_chronyd(chronyd, folder.path(), &format!("port {PORT}"), "").await;
+    assert!(ours.abs() < CLOSE && theirs.abs() < CLOSE, "timed says {ours}, chronyd {theirs}");
+    is_ready(&path("timed.sock")).await;
+    // Whom it follows, and how well.
+    let mut client = ClockServiceClient::new(unix::channel(path("timed.sock")));
+    let clock = client.clock(()).await.unwrap().into_inner().messages.remove(0);
+    assert!(clock.synchronized && clock.stratum == 6, "{clock:?}");
+    let source = &clock.sources[0];
+    assert_eq!((source.server.as_str(), source.address.as_str()), ("127.0.0.1", "127.0.0.1"));
+    assert_eq!((source.state(), source.stratum, source.reach & 1), (State::Followed, 5, 1));
+    assert!(source.offset_seconds.is_some_and(|offset| offset.abs() < CLOSE), "{source:?}");
+    shutdown.cancel();
+    timed.await.unwrap().unwrap();
 }
 
 async fn follow_with_proof(chronyd: &Path) {
@@ -220,7 +260,7 @@ fn base64(text: &str) -> String {
     base64::engine::general_purpose::STANDARD.encode(text)
 }
 
-/// A chronyd that ends with the test.
+/// A server that ends with the test.
 struct Daemon(Child);
 
 impl Daemon {
@@ -238,15 +278,14 @@ impl Daemon {
         ];
         let lines = [&lines[..], more].concat();
         std::fs::write(&config, lines.join("\n") + "\n").unwrap();
-        let process = Command::new(chronyd)
-            .args(["-x", "-d", "-u", "root", "-f"])
-            .arg(config)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        Self(process)
+        let mut command = Command::new(chronyd);
+        command.args(["-x", "-d", "-u", "root", "-f"]).arg(config);
+        Self::start(command)
+    }
+
+    fn start(mut command: Command) -> Self {
+        let quiet = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        Self(quiet.spawn().unwrap())
     }
 }
 
