@@ -182,6 +182,8 @@ struct Host {
     /// What networkd's bench printed; not all of it everywhere.
     network: String,
     door: Door,
+    /// The same of timed's.
+    clock: String,
 }
 
 impl Host {
@@ -200,7 +202,30 @@ impl Host {
                 String::new()
             }),
             door: Door::measure()?,
+            clock: printed("orlop-timed", "clock")?,
         })
+    }
+
+    /// The rows about timed; memory only where there is a chronyd to compare with.
+    fn clock_figures(&self) -> Result<Vec<Figure>> {
+        let of = |name: &str, key| largest(&self.clock, &format!("clock {name} "), key);
+        let mut figures = vec![Figure {
+            name: "a simulated clock's offset, root mean square",
+            value: of("simulation orlop", "rms_us=")?,
+            unit: "us",
+            reference: Some(("a model of chrony", of("simulation chrony", "rms_us=")?)),
+            aim: Aim::Times(1.2),
+        }];
+        if let Ok(kib) = of("resident orlop", "kib=") {
+            figures.push(Figure {
+                name: "resident memory of timed",
+                value: kib / 1024.0,
+                unit: "MiB",
+                reference: Some(("chronyd", of("resident chrony", "kib=")? / 1024.0)),
+                aim: Aim::Most(6.0),
+            });
+        }
+        Ok(figures)
     }
 
     /// The rows about networkd; those that nothing was measured for are left out.
@@ -527,6 +552,7 @@ fn figures(ours: &[Ours], theirs: &[f64], host: &Host) -> Result<Vec<Figure>> {
     ];
     figures.extend(host.door.figures());
     figures.extend(host.network_figures());
+    figures.extend(host.clock_figures()?);
     Ok(figures)
 }
 
