@@ -725,7 +725,11 @@ fn every_command_fails_with_its_exit_code_and_says_what_to_do() {
     // Bound, and never listened on: connecting is refused for as long as it is there.
     let closed = tokio::net::TcpSocket::new_v4().unwrap();
     closed.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-    node.write_contact(&closed.local_addr().unwrap().to_string(), &node.ca, issue(&node.ca, Usage::Client));
+    node.write_contact(
+        &closed.local_addr().unwrap().to_string(),
+        &node.ca,
+        issue(&node.ca, Usage::Client),
+    );
     let hints = |ran: &Ran| ran.stderr.matches("hint: ").count();
     for command in ASKING {
         let ran = |more: &[&str]| node.home.run(&[more, *command].concat());

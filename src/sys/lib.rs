@@ -16,8 +16,8 @@ mod readable;
 pub use allocator::keep_heap_small;
 pub use block::reread_partitions;
 pub use clock::{
-    LeapSecond, PtpReading, clock_frequency, clock_is_synchronized, monotonic, read_ptp, set_clock_frequency,
-    set_clock_state, since_boot, step_clock, write_rtc,
+    LeapSecond, PtpReading, clock_frequency, clock_is_synchronized, monotonic, read_ptp,
+    set_clock_frequency, set_clock_state, since_boot, step_clock, write_rtc,
 };
 pub use console::{Console, open_kernel_log, show_kernel_errors_only};
 pub use entropy::{add_entropy, entropy_ready};
