@@ -11,25 +11,32 @@ use std::time::{Duration, Instant, SystemTime};
 
 use orlop_config::client::{Configuration, Context};
 use orlop_pki::{Authority, KeyKind, Leaf, Usage};
+use orlop_proto::cluster::cluster_service_server::{ClusterService, ClusterServiceServer};
+use orlop_proto::cluster::{ClusterInfo, HealthCheckProgress, HealthCheckRequest};
 use orlop_proto::common::{Data, Metadata};
 use orlop_proto::google::rpc;
+use orlop_proto::machine::image_service_server::{ImageService, ImageServiceServer};
 use orlop_proto::machine::machine_service_server::{MachineService, MachineServiceServer};
 use orlop_proto::machine::{
     Bootstrap, BootstrapRequest, BootstrapResponse, ConnectRecord, CopyRequest, DiskUsageInfo,
     DiskUsageRequest, DmesgRequest, EtcdRecover, EtcdRecoverResponse, EtcdSnapshotRequest, Event,
     EventsRequest, FileInfo, GenerateClientConfiguration, GenerateClientConfigurationRequest,
-    GenerateClientConfigurationResponse, ImageListRequest, ImageListResponse, ListRequest, LoadAvg,
-    LoadAvgResponse, LogsContainer, LogsContainersResponse, LogsRequest, MemInfo, Memory,
-    MemoryResponse, Netstat, NetstatRequest, NetstatResponse, PacketCaptureRequest, Process,
-    ProcessInfo, ProcessesResponse, ReadRequest, Reboot, RebootResponse, Restart, RestartRequest,
-    RestartResponse, SequenceEvent, ServiceEvents, ServiceHealth, ServiceInfo, ServiceList,
+    GenerateClientConfigurationResponse, ImageListRequest, ImageListResponse,
+    ImageServiceRemoveRequest, ListRequest, LoadAvg, LoadAvgResponse, LogsContainer,
+    LogsContainersResponse, LogsRequest, MemInfo, Memory, MemoryResponse, Netstat, NetstatRequest,
+    NetstatResponse, PacketCaptureRequest, Process, ProcessInfo, ProcessesResponse, ReadRequest,
+    Reboot, RebootResponse, Restart, RestartRequest, RestartResponse, RollbackRequest,
+    RollbackResponse, SequenceEvent, ServiceEvents, ServiceHealth, ServiceInfo, ServiceList,
     ServiceListResponse, ServiceRestart, ServiceRestartRequest, ServiceRestartResponse, SystemStat,
-    SystemStatResponse, Version, VersionInfo, VersionResponse,
+    SystemStatResponse, Upgrade, UpgradeRequest, UpgradeResponse, Version, VersionInfo,
+    VersionResponse,
 };
 use orlop_proto::orlop::v1alpha1::node_service_server::{NodeService, NodeServiceServer};
 use orlop_proto::orlop::v1alpha1::{
     Metrics, MetricsResponse, Span, Timeline, TimelineResponse, span,
 };
+use orlop_proto::storage::storage_service_server::{StorageService, StorageServiceServer};
+use orlop_proto::storage::{BlockDeviceWipe, BlockDeviceWipeRequest, BlockDeviceWipeResponse};
 use prost::Message as _;
 use support::{Home, Ran};
 use tokio_stream::{Stream, StreamExt as _};
@@ -593,6 +600,64 @@ fn health_says_what_it_waits_for() {
 }
 
 #[test]
+fn a_node_checks_the_cluster_and_its_verdict_is_ours() {
+    let node = Node::start();
+    let server = |more: &[&str]| node.run(&[&["health", "--server"], more].concat());
+    let ran = server(&["--control-plane-nodes", "a,b", "--worker-nodes", "c", "--init-node", "i"]);
+    let said = "waiting for i a b, c at : ...\nwaiting for i a b, c at : OK\n";
+    assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr.as_str()), (Some(0), "", said));
+    let ran = server(&["--k8s-endpoint", "https://10.0.0.9:6443", "--worker-nodes", DEAD]);
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    let why = "\nerror: the cluster is not healthy: nobody answers (FailedPrecondition)\nhint: ";
+    assert!(ran.stderr.contains(why) && ran.stderr.contains("at https://10.0.0.9:6443"), "{ran:?}");
+    for (refused, why) in [
+        (&["-n", "a,b", "health", "--server"][..], "of one node, and 2 are meant"),
+        (&["health", "--k8s-endpoint", "https://10.0.0.9"], "--k8s-endpoint: "),
+        (&["health", "--run-e2e"], "--run-e2e: "),
+    ] {
+        let ran = node.run(refused);
+        assert_eq!(ran.code, Some(64), "{ran:?}");
+        assert!(ran.stderr.contains(why), "{ran:?}");
+    }
+}
+
+#[test]
+fn an_upgrade_that_a_node_refuses_is_told_with_its_reason() {
+    let node = Node::start();
+    let ran = node.run(&["-n", "a,b", "upgrade", "-i", "ghcr.io/a/installer:v1", "--stage"]);
+    assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""), "{ran:?}");
+    let rows: Vec<_> = ran.stdout.lines().map(|line| line.split_whitespace().next()).collect();
+    assert_eq!(rows, [Some("NODE"), Some("a"), Some("b")], "{ran:?}");
+    assert!(ran.stdout.contains("Upgrade request received"), "{ran:?}");
+    let ran = node.run(&["upgrade", "-i", "ghcr.io/a/installer:v1"]);
+    assert_eq!((ran.code, ran.stdout.as_str()), (Some(1), ""), "{ran:?}");
+    assert!(ran.stderr.contains("no disk to install to (FailedPrecondition)"), "{ran:?}");
+    let ran = node.run(&["rollback"]);
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert!(ran.stderr.contains("no disk to install to (FailedPrecondition)"), "{ran:?}");
+}
+
+#[test]
+fn images_are_removed_and_disks_wiped_node_by_node() {
+    let node = Node::start();
+    let ran = node.run(&["-n", "a,b", "image", "remove", "nginx"]);
+    let said = "a has no nginx any more\nb has no nginx any more\n";
+    assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr.as_str()), (Some(0), "", said));
+    let ran = node.run(&["-n", "a,b", "image", "rm", "gone"]);
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert!(ran.stderr.contains("there is no image \"gone\" (NotFound)"), "{ran:?}");
+    // This node lists as it did before it had this service: it is asked so.
+    let ran = node.run(&["-n", "a", "image", "list", "--namespace", "system"]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert!(ran.stdout.contains("LABELS") && ran.stdout.contains("\na "), "{ran:?}");
+    let ran = node.run(&["wipe", "disk", "/dev/sda", "sdb1", "--method", "ZEROES"]);
+    let said = format!("{} has wiped /dev/sda sdb1\n", node.endpoint);
+    assert_eq!((ran.code, ran.stderr), (Some(0), said));
+    let ran = node.run(&["-n", "a,b", "wipe", "disk", "sda"]);
+    assert_eq!(ran.code, Some(64), "{ran:?}");
+}
+
+#[test]
 fn what_is_known_of_nodes_is_one_archive_without_secrets() {
     use std::io::Read as _;
 
@@ -796,7 +861,10 @@ impl Node {
         let loads = Arc::clone(&fake.loads);
         let server = orlop_rpc::server()
             .add_service(MachineServiceServer::new(fake))
-            .add_service(NodeServiceServer::new(Fake::default()));
+            .add_service(NodeServiceServer::new(Fake::default()))
+            .add_service(ClusterServiceServer::new(Fake::default()))
+            .add_service(StorageServiceServer::new(Fake::default()))
+            .add_service(ImageServiceServer::new(Images));
         runtime.spawn(server.serve_with_incoming(incoming));
         let node = Self { home: Home::new(), endpoint, ca, loads, _runtime: runtime };
         node.write_context(&node.ca, &node.ca);
@@ -872,6 +940,65 @@ fn each<T>(asked: &MetadataMap, make: impl Fn(Option<Metadata>) -> T) -> Vec<T> 
 
 fn alive(metadata: Option<&Metadata>) -> bool {
     metadata.is_none_or(|metadata| metadata.status.is_none())
+}
+
+#[tonic::async_trait]
+impl ClusterService for Fake {
+    async fn health_check(
+        &self,
+        request: Request<HealthCheckRequest>,
+    ) -> Result<Response<Answers<HealthCheckProgress>>, Status> {
+        let HealthCheckRequest { wait_timeout, cluster_info } = request.into_inner();
+        assert_eq!(wait_timeout.unwrap().seconds, 20 * 60);
+        let ClusterInfo { control_plane_nodes, worker_nodes, force_endpoint } =
+            cluster_info.unwrap();
+        let workers = worker_nodes.join(" ");
+        let what = format!("{}, {workers} at {force_endpoint}", control_plane_nodes.join(" "));
+        let line = |said: &str| {
+            let message = format!("waiting for {what}: {said}");
+            Ok(HealthCheckProgress { metadata: None, message })
+        };
+        let last = match workers == DEAD {
+            true => Err(Status::failed_precondition("nobody answers")),
+            false => line("OK"),
+        };
+        Ok(Response::new(Box::pin(tokio_stream::iter([line("..."), last]))))
+    }
+}
+
+#[tonic::async_trait]
+impl StorageService for Fake {
+    async fn block_device_wipe(
+        &self,
+        request: Request<BlockDeviceWipeRequest>,
+    ) -> Result<Response<BlockDeviceWipeResponse>, Status> {
+        let devices = &request.get_ref().devices;
+        let asked: Vec<_> = devices.iter().map(|one| (one.device.as_str(), one.method)).collect();
+        assert_eq!(asked, [("sda", 1), ("sdb1", 1)]);
+        let wiped = |metadata| BlockDeviceWipe { metadata };
+        Ok(Response::new(BlockDeviceWipeResponse { messages: each(request.metadata(), wiped) }))
+    }
+}
+
+/// Images that can be removed, and are not listed here.
+struct Images;
+
+#[tonic::async_trait]
+impl ImageService for Images {
+    async fn remove(
+        &self,
+        request: Request<ImageServiceRemoveRequest>,
+    ) -> Result<Response<()>, Status> {
+        // apid joins nothing of this service: each node is asked alone.
+        assert_eq!(request.metadata().get_all("nodes").iter().count(), 0);
+        assert_eq!(request.metadata().get_all("node").iter().count(), 1);
+        let ImageServiceRemoveRequest { containerd, image_ref } = request.into_inner();
+        assert_eq!(containerd.unwrap().namespace, 2);
+        match image_ref.as_str() {
+            "gone" => Err(Status::not_found("there is no image \"gone\"")),
+            _ => Ok(Response::new(())),
+        }
+    }
 }
 
 #[tonic::async_trait]
@@ -999,6 +1126,27 @@ impl MachineService for Fake {
         self.reboots.fetch_add(1, Ordering::Relaxed);
         let reboot = |metadata| Reboot { metadata };
         Ok(Response::new(RebootResponse { messages: each(request.metadata(), reboot) }))
+    }
+
+    async fn upgrade(
+        &self,
+        request: Request<UpgradeRequest>,
+    ) -> Result<Response<UpgradeResponse>, Status> {
+        let UpgradeRequest { image, stage, .. } = request.get_ref();
+        assert_eq!(image, "ghcr.io/a/installer:v1");
+        if !stage {
+            return Err(Status::failed_precondition("no disk to install to"));
+        }
+        let ack = "Upgrade request received".to_owned();
+        let upgrade = |metadata| Upgrade { metadata, ack: ack.clone() };
+        Ok(Response::new(UpgradeResponse { messages: each(request.metadata(), upgrade) }))
+    }
+
+    async fn rollback(
+        &self,
+        _: Request<RollbackRequest>,
+    ) -> Result<Response<RollbackResponse>, Status> {
+        Err(Status::failed_precondition("no disk to install to"))
     }
 
     async fn logs(&self, request: Request<LogsRequest>) -> Result<Response<Answers<Data>>, Status> {
