@@ -364,12 +364,6 @@ pub fn is_subdomain(name: &str) -> bool {
     name.len() <= 253 && name.split('.').all(|part| !part.is_empty() && is_dns_characters(part))
 }
 
-/// RFC 1123: at most 63 characters.
-#[must_use]
-pub fn is_dns_label(name: &str) -> bool {
-    !name.is_empty() && name.len() <= 63 && is_dns_characters(name)
-}
-
 fn is_dns_characters(part: &str) -> bool {
     part.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
         && !part.starts_with('-')

@@ -1,7 +1,7 @@
 //! The kernel's network tables and the sockets a DHCP client needs, typed.
 //!
-//! [`Netlink`] lists and changes links, addresses and routes over rtnetlink, and rules and neighbours too; [`wireguard`] has keys and peers. [`Changes`] says when
-//! one of them changed, whoever did it. [`PacketSocket`] exchanges UDP datagrams on a link that has
+//! [`Netlink`] lists links, addresses, routes, rules and neighbours over rtnetlink, and changes some of them; [`Direct`]
+//! changes many at once; [`wireguard`] has keys and peers. [`Changes`] says when one of them changed, whoever did it. [`PacketSocket`] exchanges UDP datagrams on a link that has
 //! no address yet, and [`RawSocket`] sends one through the kernel's routes once it has; both carry
 //! the bytes that [`datagram`] builds and takes apart. [`ArpSocket`] asks who has an address. [`RouterSocket`] hears routers. [`Capture`] copies what passes a link; [`AcpiEvents`] tells of buttons. [`host`] sets the names of the node.
 //!

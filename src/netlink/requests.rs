@@ -8,8 +8,8 @@ use futures_util::stream::{Stream, StreamExt as _, TryStreamExt as _};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::packet_core::{
-    NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
-    NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
+    NetlinkPayload,
 };
 use rtnetlink::{Handle, IpVersion, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
 use tokio::sync::Mutex;
@@ -142,15 +142,6 @@ impl Netlink {
         self.request(what, RouteNetlinkMessage::DelNeighbour(neighbour.to_message()), 0).await
     }
 
-    /// Sets a link administratively up.
-    ///
-    /// # Errors
-    /// When the kernel refuses, or the connection is gone.
-    pub async fn set_up(&self, index: u32) -> Result<(), Error> {
-        let message = LinkMessageBuilder::<LinkUnspec>::new().index(index).up().build();
-        self.change_link(format!("set link {index} up"), message).await
-    }
-
     /// Sets a link administratively down; its routes go.
     ///
     /// # Errors
@@ -158,15 +149,6 @@ impl Netlink {
     pub async fn set_down(&self, index: u32) -> Result<(), Error> {
         let message = LinkMessageBuilder::<LinkUnspec>::new().index(index).down().build();
         self.change_link(format!("set link {index} down"), message).await
-    }
-
-    /// Sets a link's MTU, in bytes.
-    ///
-    /// # Errors
-    /// When the kernel refuses, or the connection is gone.
-    pub async fn set_mtu(&self, index: u32, mtu: u32) -> Result<(), Error> {
-        let message = LinkMessageBuilder::<LinkUnspec>::new().index(index).mtu(mtu).build();
-        self.change_link(format!("set mtu {mtu} on link {index}"), message).await
     }
 
     /// Makes a link called `name` (at most 15 bytes), on top of `parent` where its kind needs one. It
@@ -243,44 +225,6 @@ impl Netlink {
         let message =
             LinkMessageBuilder::<LinkUnspec>::new().index(index).name(name.to_owned()).build();
         self.change_link(format!("rename link {index} to {name}"), message).await
-    }
-
-    /// Adds an address, or gives the one that is there a new lifetime and protocol.
-    ///
-    /// # Errors
-    /// When the kernel refuses, or the connection is gone.
-    pub async fn put_address(&self, address: &Address) -> Result<(), Error> {
-        let what = format!("add address {} to link {}", address.net, address.index);
-        let message = RouteNetlinkMessage::NewAddress(address.to_message());
-        self.request(what, message, NLM_F_CREATE | NLM_F_REPLACE).await
-    }
-
-    /// Removes an address.
-    ///
-    /// # Errors
-    /// When the kernel refuses, or the connection is gone.
-    pub async fn remove_address(&self, address: &Address) -> Result<(), Error> {
-        let what = format!("remove address {} from link {}", address.net, address.index);
-        self.request(what, RouteNetlinkMessage::DelAddress(address.to_message()), 0).await
-    }
-
-    /// Adds a route after those with the same destination and metric.
-    ///
-    /// # Errors
-    /// When the kernel refuses (see [`Error::already_exists`]), or the connection is gone.
-    pub async fn add_route(&self, route: &Route) -> Result<(), Error> {
-        let what = format!("add route to {}", route.destination);
-        let message = RouteNetlinkMessage::NewRoute(route.to_message());
-        self.request(what, message, NLM_F_CREATE | NLM_F_APPEND).await
-    }
-
-    /// Removes a route.
-    ///
-    /// # Errors
-    /// When the kernel refuses, or the connection is gone.
-    pub async fn remove_route(&self, route: &Route) -> Result<(), Error> {
-        let what = format!("remove route to {}", route.destination);
-        self.request(what, RouteNetlinkMessage::DelRoute(route.to_message()), 0).await
     }
 
     async fn change_link(&self, what: String, message: LinkMessage) -> Result<(), Error> {
