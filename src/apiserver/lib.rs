@@ -2,6 +2,7 @@
 //!
 //! - [`schema`]: every type of the built-in groups with its fields, how they are written in JSON and protobuf, and how
 //!   their lists are merged.
+//! - [`object`]: what the parts hand each other: objects, who asks, what is about to be written.
 //! - [`json`]: bodies read strictly: unknown fields, duplicates and wrong kinds of value, with their paths.
 //! - [`protobuf`]: the same objects in the protobuf that kubectl and the kubelet send.
 //! - [`resources`]: what is served, in which group, with which verbs and subresources.
@@ -14,6 +15,7 @@
 
 pub mod discovery;
 pub mod json;
+pub mod object;
 pub mod protobuf;
 pub mod request;
 pub mod resources;
