@@ -8,8 +8,10 @@
 //! - [`resources`]: what is served, in which group, with which verbs and subresources.
 //! - [`discovery`]: that table as clients ask for it.
 //! - [`request`]: what a request is about; [`status`]: how it ends when it does not end well.
+//! - [`quantity`]: amounts, as `100m` and `1Gi`.
 //! - [`selector`]: label and field selectors.
 //! - [`strategic`]: strategic merge patches.
+//! - [`strategy`]: defaults, what is refused, deletion, subresources: what is particular about each resource.
 //!
 //! The server itself, its store and its verbs are yet to come.
 
@@ -17,9 +19,11 @@ pub mod discovery;
 pub mod json;
 pub mod object;
 pub mod protobuf;
+pub mod quantity;
 pub mod request;
 pub mod resources;
 pub mod schema;
 pub mod selector;
 pub mod status;
 pub mod strategic;
+pub mod strategy;

@@ -53,6 +53,7 @@ pub static TARGETS: &[Target] = &[
     ("kube_json", kube_json, &[POD]),
     ("kube_protobuf", kube_protobuf, &[KUBE_POD]),
     ("kube_selectors", kube_selectors, &[b"app in (a,b),!x,n>3", b"metadata.name=a\\,b"]),
+    ("kube_quantity", kube_quantity, &[b"1.5Gi", b"-100m", b"12e-6"]),
     ("strategic_patch", strategic_patch, &[PATCH]),
     ("store_snapshot", store_snapshot, &[STORE_SNAPSHOT]),
     ("handed_over", handed_over, &[HANDED_OVER]),
@@ -106,6 +107,16 @@ pub fn kube_selectors(bytes: &[u8]) {
     if let Ok(fields) = Fields::parse(text, |path| path == "metadata.name") {
         fields.fit(|_| None);
     }
+}
+
+pub fn kube_quantity(bytes: &[u8]) {
+    use orlop_apiserver::quantity::Quantity;
+    let Ok(text) = str::from_utf8(bytes) else { return };
+    let Ok(amount) = Quantity::parse(text) else { return };
+    let written = amount.to_string();
+    let again = Quantity::parse(&written).unwrap();
+    assert_eq!((again, again.to_string()), (amount, written), "{text}");
+    drop((amount.as_units(), amount.as_millis(), amount.plus(again).minus(again), amount.ratio(again)));
 }
 
 pub fn strategic_patch(bytes: &[u8]) {

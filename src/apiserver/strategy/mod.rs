@@ -1,0 +1,12 @@
+//! What is particular about each resource: its defaults, what a client may not set, what is refused and in which words,
+//! how it is deleted, what its subresources do. Pure functions over objects, driven by tables where a table says it.
+//!
+//! The order of a write: [`default`], admission that changes, [`default`] again, [`prepare_create`] or
+//! [`prepare_update`], [`validate_create`] or [`validate_update`]. The caller gives a new object its uid, name and
+//! creation timestamp before it is prepared.
+
+mod defaults;
+mod field;
+
+pub use defaults::default;
+pub use field::field;
