@@ -10,11 +10,13 @@
 //! - [`request`]: what a request is about; [`status`]: how it ends when it does not end well.
 //! - [`quantity`]: amounts, as `100m` and `1Gi`.
 //! - [`selector`]: label and field selectors.
+//! - [`authz`]: who may do what: roles, bindings, reviews, and what is there from the start.
 //! - [`strategic`]: strategic merge patches.
 //! - [`strategy`]: defaults, what is refused, deletion, subresources: what is particular about each resource.
 //!
 //! The server itself, its store and its verbs are yet to come.
 
+pub mod authz;
 pub mod discovery;
 pub mod json;
 pub mod object;

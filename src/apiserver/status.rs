@@ -14,7 +14,7 @@ pub struct Status {
     /// For people.
     pub message: String,
     /// What it is about.
-    pub details: Details,
+    pub details: Box<Details>,
 }
 
 /// See [`Status::details`]; what is empty is left out.
@@ -99,7 +99,7 @@ impl Cause {
 
 impl Status {
     fn new(code: u16, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { code, reason, message: message.into(), details: Details::default() }
+        Self { code, reason, message: message.into(), details: Box::default() }
     }
 
     fn about(mut self, resource: &Resource, name: &str) -> Self {
@@ -121,19 +121,12 @@ impl Status {
         Self::new(401, "Unauthorized", "Unauthorized")
     }
 
-    /// The user may not do this to an object.
+    /// The user may not do this to an object. What authorization says is told by [`crate::authz::forbidden`].
     #[must_use]
     pub fn forbidden(resource: &Resource, name: &str, why: &str) -> Self {
         let named = if name.is_empty() { String::new() } else { format!(" {name:?}") };
-        let message = format!("{}{named} is forbidden: {}", resource.qualified(), escaped(why));
+        let message = format!("{}{named} is forbidden: {why}", resource.qualified());
         Self::new(403, "Forbidden", message).about(resource, name)
-    }
-
-    /// The user may not use this path.
-    #[must_use]
-    pub fn forbidden_path(user: &str, verb: &str, path: &str) -> Self {
-        let message = format!("forbidden: User {user:?} cannot {verb} path {path:?}");
-        Self::new(403, "Forbidden", escaped(&message))
     }
 
     /// There is no such object.
@@ -238,7 +231,7 @@ impl Status {
     /// As it is sent.
     #[must_use]
     pub fn body(&self) -> Value {
-        let Details { name, group, kind, uid, causes, retry_after_seconds } = &self.details;
+        let Details { name, group, kind, uid, causes, retry_after_seconds } = &*self.details;
         let mut details = serde_json::Map::new();
         for (key, text) in [("name", name), ("group", group), ("kind", kind), ("uid", uid)] {
             if !text.is_empty() {
@@ -268,7 +261,7 @@ impl Status {
             "code": self.code,
         });
         // Clients tell a resource that is not there from a path that is not by the details.
-        if !details.is_empty() || self.code == 404 {
+        if !details.is_empty() || matches!(self.code, 403 | 404) {
             body["details"] = details.into();
         }
         body
@@ -276,7 +269,7 @@ impl Status {
 }
 
 /// As the reference writes what may end in a browser.
-fn escaped(text: &str) -> String {
+pub(crate) fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
@@ -313,11 +306,7 @@ mod tests {
                 ),
                 "pods is forbidden: User \"u\" cannot list resource \"pods\" in API group \"\" in the namespace \"ns\"",
             ),
-            (Status::forbidden(pods, "x", "<b>"), "pods \"x\" is forbidden: &lt;b&gt;"),
-            (
-                Status::forbidden_path("u", "get", "/x"),
-                "forbidden: User \"u\" cannot get path \"/x\"",
-            ),
+            (Status::forbidden(pods, "x", "<b>"), "pods \"x\" is forbidden: <b>"),
             (Status::too_large(3_145_728), "Request entity too large: limit is 3145728"),
             (
                 Status::too_large_revision(9, 5),
