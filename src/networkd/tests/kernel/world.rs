@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
 use std::net::{IpAddr, UdpSocket};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
@@ -165,24 +165,29 @@ impl World {
         std::fs::read_to_string(self.path(name)).unwrap_or_default()
     }
 
+    /// Of a networkd whose files are in `folder`.
+    pub(crate) fn options(&self, folder: &Path) -> Options {
+        Options {
+            socket: folder.join("networkd.sock"),
+            config: folder.join("networkd.yaml"),
+            cmdline: folder.join("cmdline"),
+            state: folder.join("state"),
+            resolv_conf: folder.join("resolv.conf"),
+            time_servers: folder.join("time_servers"),
+            hosts: folder.join("hosts"),
+            arp_probes: 3,
+            etcd: folder.join("etcd"),
+            etcd_member: "127.0.0.1:2379".to_owned(),
+            keep_host_name: false,
+            debug: true,
+        }
+    }
+
     /// Starts networkd with these kernel arguments and this `machine.network`.
     pub(crate) fn start(&mut self, cmdline: &str, network: &str) -> Node {
         std::fs::write(self.path("cmdline"), cmdline).unwrap();
         std::fs::write(self.path("networkd.yaml"), network).unwrap();
-        let options = Options {
-            socket: self.path("networkd.sock"),
-            config: self.path("networkd.yaml"),
-            cmdline: self.path("cmdline"),
-            state: self.path("state"),
-            resolv_conf: self.path("resolv.conf"),
-            time_servers: self.path("time_servers"),
-            hosts: self.path("hosts"),
-            arp_probes: 3,
-            etcd: self.path("etcd"),
-            etcd_member: "127.0.0.1:2379".to_owned(),
-            keep_host_name: false,
-            debug: true,
-        };
+        let options = self.options(self.folder.path());
         orlop_telemetry::to_stderr(false);
         let shutdown = CancellationToken::new();
         let token = shutdown.clone();
