@@ -70,6 +70,36 @@ pub fn organizations(der: &[u8]) -> Result<Vec<String>, Error> {
         .collect())
 }
 
+/// Whom a certificate is about, as Kubernetes names users and their groups.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subject {
+    /// CN; empty when there is none, the last of several.
+    pub common_name: String,
+    /// O, each as it is written, in order.
+    pub organizations: Vec<String>,
+    /// Lower-case hex of the SHA-256 of the whole certificate.
+    pub digest: String,
+}
+
+/// Whom a peer's certificate (DER) is about.
+///
+/// # Errors
+/// When the certificate cannot be decoded.
+pub fn subject(der: &[u8]) -> Result<Subject, Error> {
+    let certificate = decode(der)?;
+    let subject = certificate.subject();
+    let text = |name: &x509_parser::x509::AttributeTypeAndValue<'_>| {
+        name.as_str().map(str::to_owned).map_err(|error| Error::Certificate(error.to_string()))
+    };
+    let common_name = subject.iter_common_name().last().map(text).transpose()?;
+    let digest = ring::digest::digest(&ring::digest::SHA256, der);
+    Ok(Subject {
+        common_name: common_name.unwrap_or_default(),
+        organizations: subject.iter_organization().map(text).collect::<Result<_, _>>()?,
+        digest: digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect(),
+    })
+}
+
 /// The names and addresses the first certificate of a PEM text speaks for.
 ///
 /// # Errors

@@ -66,17 +66,17 @@ fn encode(block: &Pem) -> String {
     pem::encode_config(block, EncodeConfig::new().set_line_ending(LineEnding::LF))
 }
 
-fn blocks(what: &'static str, text: &str) -> Result<Vec<Pem>, Error> {
+pub(crate) fn blocks(what: &'static str, text: &str) -> Result<Vec<Pem>, Error> {
     pem::parse_many(text).map_err(|source| Error::Pem { what, source })
 }
 
 /// `id-ecPublicKey` with `prime256v1` (RFC 5480).
-const P256: [u8; 21] = [
+pub(crate) const P256: [u8; 21] = [
     0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48,
     0xce, 0x3d, 0x03, 0x01, 0x07,
 ];
 /// `rsaEncryption` with NULL (RFC 8017 appendix A.1).
-const RSA: [u8; 15] =
+pub(crate) const RSA: [u8; 15] =
     [0x30, 0x0d, 0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01, 0x05, 0x00];
 
 /// Wraps the key of an algorithm into a `PrivateKeyInfo` of version 0 (RFC 5208 §5). What is not such

@@ -4,6 +4,7 @@
 //!   ([`Leaf`]) that are good for one thing, serving or being a client, never both.
 //! - [`Request`] is a certificate signing request, which [`request::make`] makes with its key.
 //! - [`certificate`] reads what others need of a certificate: expiry, roles, key fingerprint.
+//! - [`signature`] has the keys that sign and check tokens.
 //! - [`tls`] turns PEM into rustls configurations with mutual authentication, [`stranger`] into those of
 //!   a node that nobody knows yet, [`clockless`] into those of one that does not know the time.
 //!
@@ -19,6 +20,7 @@ pub mod clockless;
 pub mod encoding;
 pub mod request;
 mod secret;
+pub mod signature;
 pub mod stranger;
 pub mod tls;
 
@@ -65,6 +67,9 @@ pub enum Error {
     /// A text that should hold a certificate signing request holds none (the words are the API's).
     #[error("failed to decode CSR")]
     NoRequest,
+    /// A key that should sign or check tokens cannot be decoded, or is of another kind.
+    #[error("read signing key: {0}")]
+    SigningKey(String),
     /// A certificate signing request cannot be taken (the words are the API's).
     #[error("failed to parse CSR: {0}")]
     Request(String),

@@ -46,6 +46,16 @@ pub fn asking_server_config(crt: &str, key: &str) -> Result<Arc<ServerConfig>, E
     server_config_with(AnyOrNone(provider()), crt, key)
 }
 
+/// [`asking_server_config`] of a server for the world's HTTP clients: `h2` or `http/1.1`, or none named.
+///
+/// # Errors
+/// When a PEM text cannot be read, or rustls refuses what it holds.
+pub fn asking_http_server_config(crt: &str, key: &str) -> Result<Arc<ServerConfig>, Error> {
+    let mut config = Arc::unwrap_or_clone(asking_server_config(crt, key)?);
+    config.alpn_protocols.push(b"http/1.1".to_vec());
+    Ok(Arc::new(config))
+}
+
 fn server_config_with(
     verifier: impl ClientCertVerifier + 'static,
     crt: &str,
