@@ -1,5 +1,6 @@
 //! The Kubernetes API server: what is here so far are its formats, pure functions over one table.
 //!
+//! - [`authn`]: who asks.
 //! - [`schema`]: every type of the built-in groups with its fields, how they are written in JSON and protobuf, and how
 //!   their lists are merged.
 //! - [`object`]: what the parts hand each other: objects, who asks, what is about to be written.
@@ -16,6 +17,7 @@
 //!
 //! The server itself, its store and its verbs are yet to come.
 
+pub mod authn;
 pub mod authz;
 pub mod discovery;
 pub mod json;

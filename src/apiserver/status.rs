@@ -180,18 +180,25 @@ impl Status {
     /// The object cannot be as it is.
     #[must_use]
     pub fn invalid(resource: &Resource, name: &str, causes: Vec<Cause>) -> Self {
+        Self::invalid_kind(resource.group, resource.kind, name, causes)
+    }
+
+    /// [`Status::invalid`], of what is no object of a resource: a request's body or its options.
+    #[must_use]
+    pub fn invalid_kind(group: &str, kind: &str, name: &str, causes: Vec<Cause>) -> Self {
         let said: Vec<_> =
             causes.iter().map(|cause| format!("{}: {}", cause.field, cause.message)).collect();
         let said = if said.len() == 1 { said.concat() } else { format!("[{}]", said.join(", ")) };
-        let kind = if resource.group.is_empty() {
-            resource.kind.to_owned()
-        } else {
-            format!("{}.{}", resource.kind, resource.group)
+        let qualified = if group.is_empty() { kind.to_owned() } else { format!("{kind}.{group}") };
+        let mut status =
+            Self::new(422, "Invalid", format!("{qualified} {name:?} is invalid: {said}"));
+        *status.details = Details {
+            name: name.to_owned(),
+            group: group.to_owned(),
+            kind: kind.to_owned(),
+            causes,
+            ..Details::default()
         };
-        let mut status = Self::new(422, "Invalid", format!("{kind} {name:?} is invalid: {said}"))
-            .about(resource, name);
-        status.details.kind = resource.kind.to_owned();
-        status.details.causes = causes;
         status
     }
 

@@ -55,6 +55,8 @@ pub static TARGETS: &[Target] = &[
     ("kube_selectors", kube_selectors, &[b"app in (a,b),!x,n>3", b"metadata.name=a\\,b"]),
     ("kube_quantity", kube_quantity, &[b"1.5Gi", b"-100m", b"12e-6"]),
     ("strategic_patch", strategic_patch, &[PATCH]),
+    ("kube_static_tokens", kube_static_tokens, &[b"abc,anna,1,\"a,b\"\r\ndef,eve,2\n"]),
+    ("kube_signed_token", kube_signed_token, &[SIGNED_TOKEN]),
     ("store_snapshot", store_snapshot, &[STORE_SNAPSHOT]),
     ("handed_over", handed_over, &[HANDED_OVER]),
     ("ntp_answer", ntp_answer, &[NTP_ANSWER]),
@@ -119,6 +121,28 @@ pub fn kube_quantity(bytes: &[u8]) {
     drop((amount.as_units(), amount.as_millis(), amount.plus(again).minus(again), amount.ratio(again)));
 }
 
+pub fn kube_static_tokens(bytes: &[u8]) {
+    let Ok(text) = str::from_utf8(bytes) else { return };
+    if let Ok(tokens) = orlop_apiserver::authn::tokens::Tokens::parse(text) {
+        assert!(tokens.find("").is_none(), "nothing at all is no token");
+    }
+}
+
+pub fn kube_signed_token(bytes: &[u8]) {
+    use orlop_apiserver::authn::jwt::Token;
+    use orlop_pki::signature::VerifyingKey;
+    use std::sync::LazyLock;
+    static KEYS: LazyLock<Vec<VerifyingKey>> =
+        LazyLock::new(|| VerifyingKey::from_pem(SIGNING_KEY).unwrap());
+    let Ok(text) = str::from_utf8(bytes) else { return };
+    let Some(token) = Token::parse(text) else { return };
+    // Another signature of the same is possible only with the key, which nobody has.
+    if token.claims(&KEYS).is_some() {
+        let signed = |text: &[u8]| text.rsplitn(2, |byte| *byte == b'.').last().unwrap().to_vec();
+        assert_eq!(signed(bytes), signed(SIGNED_TOKEN));
+    }
+}
+
 pub fn strategic_patch(bytes: &[u8]) {
     let Ok(serde_json::Value::Object(patch)) = serde_json::from_slice(bytes) else { return };
     let Ok(serde_json::Value::Object(mut pod)) = serde_json::from_slice(POD) else { return };
@@ -126,6 +150,15 @@ pub fn strategic_patch(bytes: &[u8]) {
     drop(orlop_apiserver::strategic::apply(&mut pod, &patch, pods()));
 }
 
+/// RFC 7515 appendix A.3, and its key.
+const SIGNED_TOKEN: &[u8] = b"eyJhbGciOiJFUzI1NiJ9.eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFt\
+    cGxlLmNvbS9pc19yb290Ijp0cnVlfQ.DtEhU3ljbEg8L38VWAfUAqOyKAM6-Xx-F4GawxaepmXFCgfTjDxw5djxLa8ISlSApmWQxfKTUJqPP3-Kg6NU\
+    1Q";
+const SIGNING_KEY: &str = "-----BEGIN PUBLIC KEY-----
+MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEf83OJ3D2xF1Bg8vub9tLe1gHMzV7
+6e8Tus9uPHvRVEXH8UTNG72bfocs3+257rn0s2ldbqkLJK2KRiMohYjlrQ==
+-----END PUBLIC KEY-----
+";
 const POD: &[u8] = br#"{"kind":"Pod","apiVersion":"v1","metadata":{"name":"a","labels":{"x":"y"},"finalizers":["f"]},
     "spec":{"containers":[{"name":"a","image":"i","ports":[{"containerPort":80}],"env":[{"name":"E"}]}]}}"#;
 const PATCH: &[u8] = br#"{"metadata":{"labels":{"x":null},"$deleteFromPrimitiveList/finalizers":["f"]},"spec":
@@ -284,6 +317,7 @@ pub fn pem_private_key(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     let _ = orlop_pki::encoding::private_key(&text);
     let _ = orlop_pki::Authority::from_pem(&text, &text);
+    let _ = orlop_pki::signature::VerifyingKey::from_pem(&text);
 }
 
 pub fn certificate_request(bytes: &[u8]) {
