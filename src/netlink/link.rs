@@ -136,7 +136,15 @@ impl Link {
         self.has(LinkFlags::Up)
     }
 
-    /// Up, and it has carrier: packets pass (`IFF_UP` and `IFF_RUNNING`).
+    /// Up, and it has carrier (`IFF_UP` and `IFF_LOWER_UP`): known at once.
+    #[must_use]
+    pub fn carries(&self) -> bool {
+        self.has(LinkFlags::Up | LinkFlags::LowerUp)
+    }
+
+    /// Operational: up, with carrier, and nothing else is amiss (`IFF_UP` and `IFF_RUNNING`). The kernel looks
+    /// at what is not urgent once a second, so this may come that much later than [`carries`](Self::carries)
+    /// (`Documentation/networking/operstates.rst`).
     #[must_use]
     pub fn running(&self) -> bool {
         self.has(LinkFlags::Up | LinkFlags::Running)

@@ -28,13 +28,36 @@ pub(crate) struct Update {
 /// Whether a link carries packets, and how often it began to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Carrier {
+    /// It has carrier: what is sent most likely leaves.
+    pub(crate) carries: bool,
+    /// The kernel says that packets pass, up to a second later.
     pub(crate) running: bool,
     pub(crate) ups: u32,
 }
 
+/// What a change of carrier means to those who speak on the link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// Carrier is back: it may be another network.
+    Back,
+    /// Packets pass for sure; some that were sent before may have been dropped.
+    Runs,
+}
+
 impl Carrier {
     pub(crate) fn of(link: &Link) -> Self {
-        Self { running: link.running(), ups: link.carrier_ups }
+        Self { carries: link.carries(), running: link.running(), ups: link.carrier_ups }
+    }
+
+    /// What is new `since`; `None`: nothing to speak about.
+    pub(crate) fn turn(self, since: Self) -> Option<Turn> {
+        let back = !since.carries || self.ups != since.ups;
+        let runs = self.running && !since.running;
+        match (self.carries, back, runs) {
+            (true, true, _) => Some(Turn::Back),
+            (true, false, true) => Some(Turn::Runs),
+            _ => None,
+        }
     }
 }
 
@@ -77,7 +100,7 @@ impl Keeper {
     /// # Errors
     /// When there is no socket for it, or the socket fails.
     pub(crate) async fn run(mut self, remembered: Remembered) -> io::Result<()> {
-        let first = self.carrier.wait_for(|carrier| carrier.running).await.map(|seen| *seen);
+        let first = self.carrier.wait_for(|carrier| carrier.carries).await.map(|seen| *seen);
         let Ok(mut carrier) = first else { return Ok(()) };
         // Not before: on a link that is down, it would begin with an error.
         let socket = PacketSocket::open(self.index, CLIENT_PORT)?;
@@ -122,12 +145,12 @@ impl Keeper {
                     client.handle(now(), random(), Event::Released)
                 }
                 Happened::Carrier(seen) => {
-                    let before = std::mem::replace(&mut carrier, seen);
-                    if seen.running && seen != before {
-                        client.handle(now(), random(), Event::CarrierBack)
-                    } else {
-                        vec![]
-                    }
+                    let event = match seen.turn(std::mem::replace(&mut carrier, seen)) {
+                        Some(Turn::Back) => Some(Event::CarrierBack),
+                        Some(Turn::Runs) => Some(Event::LinkRuns),
+                        None => None,
+                    };
+                    event.map_or(vec![], |event| client.handle(now(), random(), event))
                 }
                 Happened::Abandoned => return Ok(()),
                 Happened::Packet(Ok((length, checksum))) => {
@@ -352,6 +375,27 @@ mod tests {
             0,
         ]);
         message
+    }
+
+    #[test]
+    fn carrier_that_is_back_is_told_from_a_link_that_runs_at_last() {
+        let down = Carrier { carries: false, running: false, ups: 1 };
+        let carries = Carrier { carries: true, ups: 2, ..down };
+        let runs = Carrier { running: true, ..carries };
+        for (before, after, turn) in [
+            (down, carries, Some(Turn::Back)),
+            (down, runs, Some(Turn::Back)),
+            (carries, runs, Some(Turn::Runs)),
+            (carries, carries, None),
+            // The kernel is late to say that it did not run meanwhile.
+            (runs, carries, None),
+            (runs, down, None),
+            // Too short to be seen.
+            (runs, Carrier { ups: 3, ..runs }, Some(Turn::Back)),
+            (carries, Carrier { ups: 3, ..carries }, Some(Turn::Back)),
+        ] {
+            assert_eq!(after.turn(before), turn, "{before:?} {after:?}");
+        }
     }
 
     #[test]

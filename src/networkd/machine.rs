@@ -86,6 +86,8 @@ pub enum Event<'a> {
     Started(Remembered),
     /// It carries them again: it may be another network.
     CarrierBack,
+    /// What was sent since it began to carry may not have left yet; what is sent from here on does.
+    LinkRuns,
     /// A message came in.
     Received(&'a Reply),
     /// An ARP message came in that claims our address or asks for it.
@@ -356,6 +358,7 @@ impl Client {
                 | State::Requesting { .. }
                 | State::Probing { .. } => self.discover(now, random),
             },
+            Event::LinkRuns => self.ask_anew(now, random),
             Event::Received(reply) => self.receive(now, random, reply),
             Event::Claimed(claim) => self.contest(now, random, claim),
             Event::Released => self.release(random),
@@ -400,6 +403,16 @@ impl Client {
 
     fn discover(&mut self, now: Uptime, random: u32) -> Vec<Action> {
         self.state = State::Selecting(Exchange::new(now, random));
+        self.send(now, random).into_iter().collect()
+    }
+
+    /// Says the first message again, as if it had not been said, when nobody has answered to it.
+    fn ask_anew(&mut self, now: Uptime, random: u32) -> Vec<Action> {
+        let (State::Selecting(exchange) | State::Rebooting { exchange, .. }) = &mut self.state
+        else {
+            return vec![];
+        };
+        *exchange = Exchange { since: exchange.since, ..Exchange::new(now, exchange.xid) };
         self.send(now, random).into_iter().collect()
     }
 

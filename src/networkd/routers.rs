@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
 use crate::advertisement::{Advertisement, Entry, Learned, Pace};
-use crate::dhcp::{Carrier, now, random, wait_until};
+use crate::dhcp::{Carrier, Turn, now, random, wait_until};
 use crate::machine::Uptime;
 use crate::machine6::{Action, Client, Event, Held, Lease};
 use crate::wire6::{Answer, Ask};
@@ -77,7 +77,7 @@ impl Listener {
     /// # Errors
     /// When there is no socket for it, or the socket fails.
     pub(crate) async fn run(mut self) -> io::Result<()> {
-        let first = self.carrier.wait_for(|carrier| carrier.running).await.map(|seen| *seen);
+        let first = self.carrier.wait_for(|carrier| carrier.carries).await.map(|seen| *seen);
         let Ok(mut carrier) = first else { return Ok(()) };
         let socket = RouterSocket::open(self.index, &self.name)?;
         let mut buffer = vec![0; BUFFER];
@@ -167,12 +167,18 @@ impl Listener {
                     }
                 }
                 Happened::Carrier(seen) => {
-                    let seen_before = std::mem::replace(&mut carrier, seen);
-                    if seen.running && seen != seen_before {
+                    match seen.turn(std::mem::replace(&mut carrier, seen)) {
                         // It may be another network.
-                        learned = Learned::default();
-                        actions = client.handle(now(), random(), Event::CarrierBack);
-                        solicit = Some((now(), MAX_SOLICITATIONS));
+                        Some(Turn::Back) => {
+                            learned = Learned::default();
+                            actions = client.handle(now(), random(), Event::CarrierBack);
+                            solicit = Some((now(), MAX_SOLICITATIONS));
+                        }
+                        // Nobody answered yet.
+                        Some(Turn::Runs) if solicit.is_some() => {
+                            solicit = Some((now(), MAX_SOLICITATIONS));
+                        }
+                        Some(Turn::Runs) | None => {}
                     }
                 }
                 Happened::Abandoned => return Ok(()),

@@ -404,6 +404,36 @@ fn when_the_carrier_is_back_the_lease_is_confirmed() {
 }
 
 #[test]
+fn a_link_that_runs_at_last_is_asked_on_at_once_unless_somebody_answered() {
+    // The kernel drops what is sent in the first 400 ms.
+    let mut world = World::new();
+    world.network.lost = 100;
+    world.event(Event::Started(Remembered::Nothing));
+    world.run_for(Duration::from_millis(400));
+    world.network.lost = 0;
+    world.event(Event::LinkRuns);
+    let [(_, first, _), (at, second, _)] = &world.sent[..] else { panic!("{:?}", world.sent) };
+    assert_eq!((at, first.xid), (&world.now, second.xid));
+    let probes = PROBE_INTERVAL * PROBES;
+    world.run_for(probes + Duration::from_millis(10));
+    assert!(world.lease.is_some());
+
+    // Remembered: all tries are left, whatever was lost before.
+    let mut world = World::new();
+    world.server = Server::IsSilent;
+    world.event(Event::Started(Remembered::Address(Ipv4Addr::new(10, 0, 0, 5))));
+    world.event(Event::LinkRuns);
+    assert_eq!(world.sent.len(), 2);
+    assert_eq!(world.sent[1].1.address, Some(Ipv4Addr::new(10, 0, 0, 5)));
+
+    // Answered: what is going on goes on.
+    let mut world = World::bound();
+    let sent = world.sent.len();
+    world.event(Event::LinkRuns);
+    assert_eq!((world.sent.len(), world.lease.is_some()), (sent, true));
+}
+
+#[test]
 fn answers_to_nobody_change_nothing() {
     let mut world = World::started();
     let good = reply(ReplyKind::Offer, &world.sent[0].1);
@@ -702,7 +732,7 @@ fn loss_delay_and_duplication_cost_time_but_no_rule() {
 proptest! {
     #[test]
     fn whatever_comes_the_client_neither_panics_nor_spins(
-        events in proptest::collection::vec((0u8..6, any::<u32>(), 0u64..4000, any::<[u8; 8]>()), 1..60)
+        events in proptest::collection::vec((0u8..7, any::<u32>(), 0u64..4000, any::<[u8; 8]>()), 1..60)
     ) {
         let mut world = World::started();
         for (what, number, millis, bytes) in events {
@@ -726,6 +756,7 @@ proptest! {
                 0 => world.event(Event::CarrierBack),
                 1 => world.event(Event::TimerFired),
                 2 | 3 => world.event(Event::Received(&hostile)),
+                4 => world.event(Event::LinkRuns),
                 _ => world.run_for(Duration::from_millis(millis * 100)),
             }
             world.check();

@@ -43,6 +43,20 @@ fn a_lease_gives_address_route_and_resolvers() {
     });
 }
 
+/// The kernel says late, and of such a link never, that it runs; packets pass all the same.
+#[test]
+fn a_link_with_carrier_is_asked_on_before_the_kernel_says_that_it_runs() {
+    in_namespaces("nwd-dormant", async |mut world| {
+        ip(&format!("-n {}-node link set eth0 mode dormant", world.name));
+        world.serve(RANGE, &[]);
+        let node = world.start("", "");
+        world.address_in("eth0", 100..=109).await;
+        let link = world.link("eth0", orlop_netlink::Link::carries).await;
+        assert!(!link.running(), "{link:?}");
+        node.stop().await;
+    });
+}
+
 #[test]
 fn a_lease_is_renewed_at_t1_from_the_server_that_gave_it() {
     in_namespaces("nwd-renew", async |mut world| {
