@@ -22,6 +22,14 @@ pub fn default(resource: &Resource, object: &mut Object) {
     walk(object, resource.schema);
 }
 
+/// The same for one part of it, which is there.
+pub(super) fn fill(resource: &Resource, object: &mut Object, part: &str) {
+    let kind = SCHEMA.field(resource.schema, part).map(|field| field.kind);
+    if let (Some(Kind::Message(of)), Some(Value::Object(part))) = (kind, object.get_mut(part)) {
+        walk(part, of);
+    }
+}
+
 /// A row of the table.
 struct Rule {
     path: Vec<&'static str>,

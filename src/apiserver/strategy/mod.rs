@@ -6,7 +6,14 @@
 //! creation timestamp before it is prepared.
 
 mod defaults;
+mod deletion;
 mod field;
+mod pod;
+mod prepare;
+mod service;
 
 pub use defaults::default;
+pub use deletion::{DeleteOptions, Deletion, deletion, is_done};
 pub use field::field;
+pub use pod::qos_class;
+pub use prepare::{prepare_create, prepare_update};
