@@ -12,11 +12,13 @@
 //! - [`quantity`]: amounts, as `100m` and `1Gi`.
 //! - [`selector`]: label and field selectors.
 //! - [`authz`]: who may do what: roles, bindings, reviews, and what is there from the start.
+//! - [`admission`]: what the cluster's own rules add to a write, and what they refuse.
 //! - [`strategic`]: strategic merge patches.
 //! - [`strategy`]: defaults, what is refused, deletion, subresources: what is particular about each resource.
 //!
 //! The server itself, its store and its verbs are yet to come.
 
+pub mod admission;
 pub mod authn;
 pub mod authz;
 pub mod discovery;
