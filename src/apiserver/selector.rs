@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use serde_json::Value;
+
 /// No object has this many; a longer selector is refused before it is read.
 const LONGEST: usize = 100 * 1024;
 
@@ -107,6 +109,31 @@ impl Labels {
             }
         }
         Ok(Self(all))
+    }
+
+    /// Reads a `LabelSelector` as it stands in objects (`matchLabels`, `matchExpressions`), which is known to be sound:
+    /// an operator that is none selects nothing.
+    #[must_use]
+    pub fn of(selector: &Value) -> Self {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let labels = selector.get("matchLabels").and_then(Value::as_object).into_iter().flatten();
+        let labels = labels.map(|(key, value)| Requirement {
+            key: key.clone(),
+            must: Must::In(vec![text(value)]),
+        });
+        let list = selector.get("matchExpressions").and_then(Value::as_array).into_iter().flatten();
+        let expressions = list.map(|expression| {
+            let values = expression["values"].as_array().into_iter().flatten().map(text).collect();
+            let must = match expression["operator"].as_str() {
+                Some("In") => Must::In(values),
+                Some("NotIn") => Must::NotIn(values),
+                Some("Exists") => Must::Exist,
+                Some("DoesNotExist") => Must::NotExist,
+                _ => Must::In(Vec::new()),
+            };
+            Requirement { key: text(&expression["key"]), must }
+        });
+        Self(labels.chain(expressions).collect())
     }
 
     /// Does an object with these labels fit?
@@ -372,7 +399,24 @@ fn is_dns_characters(part: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    #[test]
+    fn selectors_in_objects_are_the_same_as_those_in_queries() {
+        let selector = json!({"matchLabels": {"a": "1"}, "matchExpressions": [
+            {"key": "b", "operator": "In", "values": ["x", "y"]},
+            {"key": "c", "operator": "NotIn", "values": ["z"]},
+            {"key": "d", "operator": "Exists"},
+            {"key": "e", "operator": "DoesNotExist"},
+        ]});
+        let same = Labels::parse("a in (1),b in (x,y),c notin (z),d,!e").expect("it is sound");
+        assert_eq!(Labels::of(&selector), same);
+        assert_eq!(Labels::of(&json!({})), Labels::default());
+        let odd = json!({"matchExpressions": [{"key": "a", "operator": "Near"}]});
+        assert!(!Labels::of(&odd).fit(|_| None) && !Labels::of(&odd).fit(|_| Some("x")));
+    }
 
     #[test]
     fn label_selectors_choose_as_the_reference_does() {

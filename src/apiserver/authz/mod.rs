@@ -3,10 +3,18 @@
 //! - [`Authorizers`]: all that are asked, in their order; `system:masters` are asked nothing.
 //! - [`rbac`]: roles and bindings, kept as an index that follows what is written.
 //! - [`rule`]: one rule of a role.
+//! - [`escalation`]: nobody grants what they do not have.
+//! - [`aggregation`]: cluster roles that gather the rules of others.
+//! - [`bootstrap`]: what is there from the start.
+//! - [`reviews`]: the same questions, asked through the API.
 //!
 //! A refusal is told as the reference tells it: clients and people read these words.
 
+pub mod aggregation;
+pub mod bootstrap;
+pub mod escalation;
 pub mod rbac;
+pub mod reviews;
 pub mod rule;
 
 use std::fmt::{Debug, Write as _};

@@ -266,7 +266,9 @@ fn read_binding(namespace: &str, name: &str, binding: &Object) -> ReadBinding {
         format!("RoleBinding {}", quoted(&format!("{name}/{namespace}")))
     };
     let mut subjects: Vec<(Who, Arc<str>)> = Vec::new();
-    for subject in items(binding, "/subjects") {
+    // A reference to no kind of role grants nothing.
+    let known = matches!(role_kind, "Role" | "ClusterRole");
+    for subject in items(binding, "/subjects").filter(|_| known) {
         let field = |name: &str| subject.get(name).and_then(|value| value.as_str()).unwrap_or("");
         let (kind, subject_name) = (field("kind"), field("name"));
         let (who, subject_name) = match kind {
