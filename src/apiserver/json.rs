@@ -16,6 +16,9 @@ pub enum Error {
     /// Not JSON.
     #[error("the body is not JSON")]
     Syntax(#[source] serde_json::Error),
+    /// Not YAML, or more than can be taken in.
+    #[error("the body is not YAML")]
+    Yaml(#[source] serde_yaml::Error),
     /// Not an object.
     #[error("the body is not an object but {found}")]
     NotAnObject {
@@ -48,11 +51,24 @@ pub struct Body {
 /// # Errors
 /// It is not JSON, or not an object.
 pub fn parse(bytes: &[u8]) -> Result<Body, Error> {
-    let mut findings = Vec::new();
     let mut reader = serde_json::Deserializer::from_slice(bytes);
-    let seed = Node { path: &Path::Root, findings: &mut findings };
-    let value = seed.deserialize(&mut reader).map_err(Error::Syntax)?;
+    // What is there in full cannot come to more than a body may be.
+    let (value, findings) = values(&mut reader, usize::MAX).map_err(Error::Syntax)?;
     reader.end().map_err(Error::Syntax)?;
+    body(value, findings)
+}
+
+/// Any value with its duplicate fields, if it comes to no more than `limit` bytes in memory.
+pub(crate) fn values<'de, D: Deserializer<'de>>(
+    from: D,
+    limit: usize,
+) -> Result<(Value, Vec<String>), D::Error> {
+    let mut reading = Reading { findings: Vec::new(), left: limit };
+    let value = Node { path: &Path::Root, reading: &mut reading }.deserialize(from)?;
+    Ok((value, reading.findings))
+}
+
+pub(crate) fn body(value: Value, findings: Vec<String>) -> Result<Body, Error> {
     match value {
         Value::Object(object) => Ok(Body { object, findings }),
         other => Err(Error::NotAnObject { found: named(&other) }),
@@ -249,7 +265,22 @@ impl fmt::Display for Path<'_> {
 /// Reads a value and notes the duplicates in it. The last one counts, as in the reference.
 struct Node<'a> {
     path: &'a Path<'a>,
-    findings: &'a mut Vec<String>,
+    reading: &'a mut Reading,
+}
+
+struct Reading {
+    findings: Vec<String>,
+    /// How many more bytes the values may come to.
+    left: usize,
+}
+
+impl Node<'_> {
+    /// A value takes its place, and the bytes of its text.
+    fn spend<E: serde::de::Error>(&mut self, bytes: usize) -> Result<(), E> {
+        let left = self.reading.left.checked_sub(bytes + size_of::<Value>());
+        self.reading.left = left.ok_or_else(|| E::custom("its values come to too much"))?;
+        Ok(())
+    }
 }
 
 impl<'de> DeserializeSeed<'de> for Node<'_> {
@@ -267,53 +298,63 @@ impl<'de> Visitor<'de> for Node<'_> {
         f.write_str("JSON")
     }
 
-    fn visit_unit<E>(self) -> Result<Value, E> {
+    fn visit_unit<E: serde::de::Error>(mut self) -> Result<Value, E> {
+        self.spend(0)?;
         Ok(Value::Null)
     }
 
-    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+    fn visit_bool<E: serde::de::Error>(mut self, value: bool) -> Result<Value, E> {
+        self.spend(0)?;
         Ok(value.into())
     }
 
-    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+    fn visit_i64<E: serde::de::Error>(mut self, value: i64) -> Result<Value, E> {
+        self.spend(0)?;
         Ok(value.into())
     }
 
-    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+    fn visit_u64<E: serde::de::Error>(mut self, value: u64) -> Result<Value, E> {
+        self.spend(0)?;
         Ok(value.into())
     }
 
-    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+    fn visit_f64<E: serde::de::Error>(mut self, value: f64) -> Result<Value, E> {
+        self.spend(0)?;
         Ok(value.into())
     }
 
-    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+    fn visit_str<E: serde::de::Error>(mut self, value: &str) -> Result<Value, E> {
+        self.spend(value.len())?;
         Ok(value.into())
     }
 
-    fn visit_string<E>(self, value: String) -> Result<Value, E> {
+    fn visit_string<E: serde::de::Error>(mut self, value: String) -> Result<Value, E> {
+        self.spend(value.len())?;
         Ok(value.into())
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut items: A) -> Result<Value, A::Error> {
+        self.spend(0)?;
         let mut list = Vec::new();
         loop {
             let path = Path::Index(self.path, list.len());
-            match items.next_element_seed(Node { path: &path, findings: self.findings })? {
+            match items.next_element_seed(Node { path: &path, reading: self.reading })? {
                 Some(item) => list.push(item),
                 None => return Ok(list.into()),
             }
         }
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Value, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(mut self, mut fields: A) -> Result<Value, A::Error> {
+        self.spend(0)?;
         let mut object = Map::new();
         while let Some(name) = fields.next_key::<String>()? {
             let path = Path::Key(self.path, &name);
             if object.contains_key(&name) {
-                self.findings.push(format!("duplicate field {:?}", path.to_string()));
+                self.reading.findings.push(format!("duplicate field {:?}", path.to_string()));
             }
-            let value = fields.next_value_seed(Node { path: &path, findings: self.findings })?;
+            self.spend::<A::Error>(name.len())?;
+            let value = fields.next_value_seed(Node { path: &path, reading: self.reading })?;
             object.insert(name, value);
         }
         Ok(object.into())

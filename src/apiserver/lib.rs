@@ -6,6 +6,7 @@
 //! - [`object`]: what the parts hand each other: objects, who asks, what is about to be written.
 //! - [`json`]: bodies read strictly: unknown fields, duplicates and wrong kinds of value, with their paths.
 //! - [`protobuf`]: the same objects in the protobuf that kubectl and the kubelet send.
+//! - [`yaml`]: the same in YAML; [`encoding`]: which form a client asks for and which it sends, and gzip.
 //! - [`resources`]: what is served, in which group, with which verbs and subresources.
 //! - [`discovery`]: that table as clients ask for it.
 //! - [`request`]: what a request is about; [`status`]: how it ends when it does not end well.
@@ -22,6 +23,7 @@ pub mod admission;
 pub mod authn;
 pub mod authz;
 pub mod discovery;
+pub mod encoding;
 pub mod json;
 pub mod object;
 pub mod protobuf;
@@ -33,3 +35,4 @@ pub mod selector;
 pub mod status;
 pub mod strategic;
 pub mod strategy;
+pub mod yaml;

@@ -156,6 +156,24 @@ impl Status {
         Self::new(409, "AlreadyExists", message).about(resource, name)
     }
 
+    /// No form of the answer is among those asked for.
+    #[must_use]
+    pub fn not_acceptable(offered: &[&str]) -> Self {
+        let message =
+            format!("only the following media types are accepted: {}", offered.join(", "));
+        Self::new(406, "NotAcceptable", message)
+    }
+
+    /// The body is of a kind that cannot be read here.
+    #[must_use]
+    pub fn unsupported_media_type(accepted: &[&str]) -> Self {
+        let message = format!(
+            "the body of the request was in an unknown format - accepted media types include: {}",
+            accepted.join(", ")
+        );
+        Self::new(415, "UnsupportedMediaType", message)
+    }
+
     /// Somebody else changed it.
     #[must_use]
     pub fn conflict(resource: &Resource, name: &str, why: &str) -> Self {

@@ -51,6 +51,12 @@ pub static TARGETS: &[Target] = &[
     ("grpc_path", grpc_path, &[b"/machine.MachineService/Memory"]),
     ("etcd_snapshot", etcd_snapshot, &[SNAPSHOT]),
     ("kube_json", kube_json, &[POD]),
+    ("kube_yaml", kube_yaml, &[b"a: &a {b: 1}\nc:\n- <<: *a\n  d: 'x'\n", POD]),
+    (
+        "kube_media",
+        kube_media,
+        &[b"application/json;as=Table;v=v1;g=meta.k8s.io, application/*;q=0.5, */*;q=0", GZIP],
+    ),
     ("kube_protobuf", kube_protobuf, &[KUBE_POD]),
     ("kube_selectors", kube_selectors, &[b"app in (a,b),!x,n>3", b"metadata.name=a\\,b"]),
     ("kube_quantity", kube_quantity, &[b"1.5Gi", b"-100m", b"12e-6"]),
@@ -88,6 +94,32 @@ pub fn kube_json(bytes: &[u8]) {
     assert_eq!((again.object, again.findings.len()), (body.object.clone(), 0));
     let written = protobuf::encode(&body.object, pods());
     protobuf::decode(&written, pods()).unwrap();
+}
+
+pub fn kube_yaml(bytes: &[u8]) {
+    use orlop_apiserver::yaml;
+    let Ok(body) = yaml::parse(bytes) else { return };
+    let written = yaml::write(&body.object.clone().into());
+    assert_eq!(yaml::parse(written.as_bytes()).unwrap().object, body.object, "{written}");
+}
+
+/// What is said about bodies, and bodies in gzip.
+pub fn kube_media(bytes: &[u8]) {
+    use orlop_apiserver::encoding::{self, Offers, Patch};
+    if let Ok(body) = encoding::unpacked(Some("gzip"), bytes.to_vec(), 4096) {
+        assert!(body.len() <= 4096, "no more than allowed");
+    }
+    let Ok(text) = str::from_utf8(bytes) else { return };
+    for flags in 0..16_u8 {
+        let is = |bit: u8| flags >> bit & 1 == 1;
+        let offers = Offers { protobuf: is(0), views: is(1), discovery: is(2), watch: is(3) };
+        if let Ok(media) = encoding::negotiate(&[text], offers) {
+            // What is answered can be asked for.
+            assert!(encoding::negotiate(&[&media.content_type()], offers).is_ok(), "{text}");
+        }
+    }
+    drop((encoding::body(Some(text)), encoding::patch(Some(text), &Patch::ALL)));
+    let _ = encoding::takes_gzip(&[text]);
 }
 
 pub fn kube_protobuf(bytes: &[u8]) {
