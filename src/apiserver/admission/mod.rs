@@ -7,10 +7,12 @@
 //! anything.
 //!
 //! - [`lifecycle`]: namespaces that are not there, are ending, or must stay.
+//! - [`limits`]: defaults and bounds of a namespace's `LimitRange`s.
 //! - [`service_account`]: whom a pod acts as, and its token.
 //! - [`priority`], [`tolerations`], [`runtime_class`], [`nodes`]: what pods and nodes get from the cluster's classes.
 //! - [`storage`], [`ingress`]: default classes, finalizers, growth of claims.
 //! - [`certificates`]: who approves and signs which requests.
+//! - [`quota`]: what a namespace may use up; [`pods`]: what a pod asks for.
 
 use std::fmt;
 use std::future::Future;
@@ -19,6 +21,7 @@ use std::sync::Arc;
 
 use ring::rand::{SecureRandom, SystemRandom};
 use serde_json::Value;
+use time::OffsetDateTime;
 
 use crate::authz::Authorizer;
 use crate::object::{Change, Object, Objects, text};
@@ -28,8 +31,11 @@ use crate::status::Status;
 mod certificates;
 mod ingress;
 mod lifecycle;
+mod limits;
 mod nodes;
+mod pods;
 mod priority;
+pub mod quota;
 mod runtime_class;
 mod service_account;
 mod storage;
@@ -77,6 +83,7 @@ type Validate = fn(&View<'_>, &Change<'_>) -> Result<(), Stop>;
 /// after all of it.
 const STEPS: &[Step] = &[
     Step { name: "NamespaceLifecycle", mutate: Some(lifecycle::mutate), validate: None },
+    Step { name: "LimitRanger", mutate: Some(limits::mutate), validate: Some(limits::validate) },
     Step {
         name: "ServiceAccount",
         mutate: Some(service_account::mutate),
@@ -199,7 +206,7 @@ impl Admission {
                 self.resume(&mut view, stop).await?;
             }
         }
-        Ok(())
+        quota::charge(&*self.objects, &*self.host, change, OffsetDateTime::now_utc()).await
     }
 
     fn view(&self) -> View<'_> {
