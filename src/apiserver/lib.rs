@@ -1,6 +1,7 @@
 //! The Kubernetes API server: what is here so far are its formats, pure functions over one table.
 //!
 //! - [`authn`]: who asks.
+//! - [`identity`]: the server's own certificate, keys and authorities: handed to it, or made by itself.
 //! - [`schema`]: every type of the built-in groups with its fields, how they are written in JSON and protobuf, and how
 //!   their lists are merged.
 //! - [`object`]: what the parts hand each other: objects, who asks, what is about to be written.
@@ -24,6 +25,7 @@ pub mod authn;
 pub mod authz;
 pub mod discovery;
 pub mod encoding;
+pub mod identity;
 pub mod json;
 pub mod object;
 pub mod protobuf;

@@ -4,12 +4,11 @@
 use std::io::{self, Write as _};
 use std::time::{Duration, SystemTime};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use orlop_config::kubeconfig::Kubeconfig;
 use orlop_config::machine::MachineConfig;
-use orlop_pki::{Authority, Leaf, Pair, Usage};
+use orlop_pki::{Authority, Leaf, Usage};
 use tonic::Status;
 
 /// A year, when the configuration does not say (`cluster.adminKubeconfig.certLifetime`).
@@ -43,23 +42,8 @@ pub(super) fn kubeconfig(config: &MachineConfig, now: SystemTime) -> Result<Vec<
         })?;
     let name = cluster.cluster_name.as_deref().unwrap_or_default();
     let server = endpoint.as_str().trim_end_matches('/');
-    archive(&text(name, server, ca, &client), now)
-        .map_err(|error| Status::internal(format!("pack the kubeconfig: {error}")))
-}
-
-/// The file. Names go into it quoted: JSON's strings are YAML's.
-fn text(name: &str, server: &str, ca: &str, client: &Pair) -> String {
-    let quoted = |text: &str| serde_json::Value::from(text).to_string();
-    let (cluster, user) = (quoted(name), quoted(&format!("admin@{name}")));
-    let server = quoted(server);
-    let ca = STANDARD.encode(ca);
-    let (crt, key) = (STANDARD.encode(&client.crt), STANDARD.encode(client.key.expose()));
-    format!(
-        "apiVersion: v1\nkind: Config\nclusters:\n- name: {cluster}\n  cluster:\n    server: {server}\n    \
-         certificate-authority-data: {ca}\nusers:\n- name: {user}\n  user:\n    \
-         client-certificate-data: {crt}\n    client-key-data: {key}\ncontexts:\n- name: {user}\n  context:\n    \
-         cluster: {cluster}\n    namespace: default\n    user: {user}\ncurrent-context: {user}\n"
-    )
+    let text = Kubeconfig { cluster: name, server, ca, client: &client }.to_yaml();
+    archive(&text, now).map_err(|error| Status::internal(format!("pack the kubeconfig: {error}")))
 }
 
 fn archive(text: &str, now: SystemTime) -> io::Result<Vec<u8>> {
@@ -79,6 +63,8 @@ fn archive(text: &str, now: SystemTime) -> io::Result<Vec<u8>> {
 mod tests {
     use std::io::Read as _;
 
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
     use flate2::read::GzDecoder;
     use orlop_config::generate;
 
@@ -101,8 +87,8 @@ mod tests {
         let mut text = String::new();
         member.read_to_string(&mut text).unwrap();
         assert!(members.next().is_none());
-        assert!(text.contains("server: \"https://[fd00::1]:6443\"\n"), "{text}");
-        assert!(text.contains("current-context: \"admin@my cluster\"\n"), "{text}");
+        assert!(text.contains("server: https://[fd00::1]:6443\n"), "{text}");
+        assert!(text.contains("current-context: admin@my cluster\n"), "{text}");
         let data = text.split("client-certificate-data: ").nth(1).unwrap();
         let crt = STANDARD.decode(data.lines().next().unwrap()).unwrap();
         let crt = String::from_utf8(crt).unwrap();
