@@ -15,6 +15,7 @@
 //! - [`selector`]: label and field selectors.
 //! - [`authz`]: who may do what: roles, bindings, reviews, and what is there from the start.
 //! - [`admission`]: what the cluster's own rules add to a write, and what they refuse.
+//! - [`flow`]: how much is done at a time; [`metrics`]: what is counted.
 //! - [`strategic`]: strategic merge patches.
 //! - [`strategy`]: defaults, what is refused, deletion, subresources: what is particular about each resource.
 //!
@@ -26,7 +27,9 @@ pub mod authz;
 pub mod discovery;
 pub mod encoding;
 pub mod identity;
+pub mod flow;
 pub mod json;
+pub mod metrics;
 pub mod object;
 pub mod protobuf;
 pub mod quantity;
