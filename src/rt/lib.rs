@@ -13,6 +13,7 @@ use std::error::Error;
 use std::ffi::OsString;
 use std::io;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use tokio::runtime;
@@ -94,7 +95,11 @@ pub fn parse<T: Parser>(args: Vec<OsString>) -> Result<T, ExitCode> {
     })
 }
 
-/// Runs a daemon on a runtime of one thread until it ends, or a signal ends it.
+/// When a daemon has done what its start takes, and rests.
+const SETTLED: Duration = Duration::from_secs(10);
+
+/// Runs a daemon on a runtime of one thread until it ends, or a signal ends it. Once it has settled, what only
+/// its start needed of the binary is [no longer resident](orlop_sys::forget_start).
 ///
 /// # Errors
 /// What `run` ends with; `start` of the reason when there is no runtime, or no signal handler.
@@ -106,7 +111,16 @@ where
     F: Future<Output = Result<(), E>>,
 {
     let runtime = runtime::Builder::new_current_thread().enable_all().build().map_err(start)?;
-    runtime.block_on(async { run(shutdown_on_signals().map_err(start)?).await })
+    runtime.block_on(async {
+        let shutdown = shutdown_on_signals().map_err(start)?;
+        // Owned by the process, as below.
+        tokio::spawn(async {
+            tokio::time::sleep(SETTLED).await;
+            // Where it cannot be done, more is resident: nothing else is different.
+            let _ = orlop_sys::forget_start();
+        });
+        run(shutdown).await
+    })
 }
 
 /// A token that is cancelled when the process gets SIGTERM or SIGINT.

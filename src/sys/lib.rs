@@ -12,6 +12,7 @@ mod entropy;
 mod loop_device;
 mod process;
 mod readable;
+mod resident;
 
 pub use allocator::keep_heap_small;
 pub use block::reread_partitions;
@@ -24,3 +25,4 @@ pub use entropy::{add_entropy, entropy_ready};
 pub use loop_device::attach_read_only;
 pub use process::{Privileges, isolate, wait_any};
 pub use readable::watch_readable;
+pub use resident::forget_start;
