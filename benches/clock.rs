@@ -3,9 +3,11 @@
 //! `clock simulation NAME rms_us=…`: the offset of a simulated clock, root mean square over weeks, once
 //! kept by our engine and once by a model of chrony, on the same traces: an oscillator whose frequency
 //! walks at random within ±100 ppm, four servers at different distances, queues, lost packets, hours in
-//! which one way is slower than the other. The model is made from what chrony's manual says of its
-//! algorithm (chrony.conf(5): `maxsamples`, `minsamples`, `polltarget`, `combinelimit`,
-//! `corrtimeratio`; chronyc(1): `sourcestats`), not from its source.
+//! which one way is slower than the other. The model has none of chrony's code: it is made from what its
+//! manual says of its algorithm (chrony.conf(5): `maxsamples`, `minsamples`, `polltarget`,
+//! `maxdelaydevratio`, `combinelimit`, `corrtimeratio`; chronyc(1): `sourcestats`). chrony asks as seldom as it
+//! may when it is not told otherwise, so the model is also measured with a `maxpoll` by which it asks as often
+//! as our engine: `clock questions NAME per_hour=…` to each server.
 //!
 //! `clock resident NAME kib=…`: the resident memory of both daemons after they have followed the same
 //! server for a while; needs out/orlop and a chronyd (`ORLOP_CHRONYD`), and is left out without.
@@ -35,13 +37,27 @@ const EVERY: f64 = 8.0;
 
 fn main() {
     let traces: Vec<Trace> = (1..=SEEDS).map(Trace::new).collect();
-    let rms = |run: fn(&Trace) -> f64| {
-        let squares: f64 = traces.iter().map(|trace| run(trace).powi(2)).sum();
-        (squares / f64::from(u32::try_from(traces.len()).unwrap_or(1))).sqrt()
+    let mean = |run: &dyn Fn(&Trace) -> Kept| {
+        let kept: Vec<Kept> = traces.iter().map(run).collect();
+        let mean = |of: fn(&Kept) -> f64| kept.iter().map(of).sum::<f64>() / number(kept.len());
+        Kept {
+            square: mean(|kept| kept.square),
+            per_hour: mean(|kept| kept.per_hour / number(SERVERS)),
+        }
     };
-    for (name, run) in [("orlop", ours as fn(&Trace) -> f64), ("chrony", theirs)] {
-        println!("clock simulation {name} rms_us={:.2}", rms(run) * 1e6);
-    }
+    let tell = |name: &str, kept: &Kept| {
+        let rms = kept.square.sqrt() * 1e6;
+        println!("clock simulation {name} rms_us={rms:.2}");
+        println!("clock questions {name} per_hour={:.1}", kept.per_hour);
+    };
+    let own = mean(&ours);
+    tell("orlop", &own);
+    // Once as it is when nothing is configured, and once so that it asks as often as our engine does, or more often.
+    tell("chrony", &mean(&|trace| theirs(trace, 10)));
+    let as_often = (6..=10).rev().map(|most| mean(&|trace| theirs(trace, most)));
+    let mut as_often = as_often.skip_while(|kept| kept.per_hour < own.per_hour);
+    let as_often = as_often.next().unwrap_or_else(|| mean(&|trace| theirs(trace, 6)));
+    tell("chrony_as_often", &as_often);
     match residents() {
         Ok(residents) => {
             for (name, kib) in residents {
@@ -167,14 +183,21 @@ impl<'a> World<'a> {
         self.t + self.error()
     }
 
-    fn rms(&self) -> f64 {
-        (self.squares / self.count).sqrt()
+    fn kept(&self, questions: f64) -> Kept {
+        Kept { square: self.squares / self.count, per_hour: questions / LENGTH * HOUR }
     }
 }
 
+/// How a clock was kept: the mean square of its error, and for how many questions to each server and hour.
+struct Kept {
+    square: f64,
+    per_hour: f64,
+}
+
 /// Our engine's error.
-fn ours(trace: &Trace) -> f64 {
+fn ours(trace: &Trace) -> Kept {
     let mut world = World::new(trace);
+    let mut questions = 0.0;
     // No clock starts at zero.
     const START: f64 = 1000.0;
     let up = |world: &World<'_>| Duration::from_secs_f64(START + world.local());
@@ -206,6 +229,7 @@ fn ours(trace: &Trace) -> f64 {
                 }
                 Action::Query(id, era, Place::Server(_, IpAddr::V4(address))) => {
                     let server = usize::from(address.octets()[3]);
+                    questions += 1.0;
                     arrivals.push(match trace.delays(server, world.t) {
                         None => (world.t + 5.0, Event::Missed(id, Miss::Nothing)),
                         Some((to, back)) => {
@@ -229,73 +253,133 @@ fn ours(trace: &Trace) -> f64 {
             }
         }
     }
-    world.rms()
+    world.kept(questions)
 }
 
 /// A source as chrony keeps it.
 #[derive(Default)]
 struct Source {
-    /// Time, offset of the free clock, delay.
-    samples: Vec<(f64, f64, f64)>,
+    /// The latest.
+    samples: Vec<Measured>,
+    /// From which on the line goes through them; those before only test it.
+    start: usize,
+    line: Option<Line>,
     ask_at: f64,
     poll: i32,
     score: f64,
     asked: u32,
 }
 
+#[derive(Clone, Copy)]
+struct Measured {
+    at: f64,
+    /// Of the free clock.
+    offset: f64,
+    delay: f64,
+}
+
 /// A line through a source's samples.
 #[derive(Clone, Copy)]
 struct Line {
-    /// Of the free clock, now: what must be added.
+    /// A time and what must be added to the free clock then.
+    at: f64,
     offset: f64,
-    offset_sd: f64,
     /// In seconds per second.
     slope: f64,
     slope_sd: f64,
+    /// Of the samples around it, and of the line where they are.
+    sd: f64,
+    mean_sd: f64,
     used: usize,
 }
 
+impl Line {
+    /// What must be added to the free clock at `t`.
+    fn offset(&self, t: f64) -> f64 {
+        self.offset + self.slope * (t - self.at)
+    }
+
+    fn offset_sd(&self, t: f64) -> f64 {
+        (self.mean_sd.powi(2) + (self.slope_sd * (t - self.at)).powi(2)).sqrt().max(1e-9)
+    }
+}
+
+/// `maxsamples`, `minsamples`.
+const MOST: usize = 64;
+const LEAST: usize = 6;
+
 impl Source {
-    /// Weighted linear regression; the oldest samples go until the signs of the residuals come in as
-    /// many runs as chance would make, but six stay.
-    fn line(&mut self, now: f64) -> Option<Line> {
-        const LEAST: usize = 6;
+    /// Half of the shortest delay.
+    fn distance(&self) -> f64 {
+        self.samples.iter().map(|sample| sample.delay / 2.0).fold(f64::INFINITY, f64::min)
+    }
+
+    /// Takes a sample; `minpoll 6`, `polltarget 8`, `maxdelaydevratio 10`.
+    fn take(&mut self, sample: Measured, most_poll: i32) {
+        let excess = sample.delay - 2.0 * self.distance();
+        if self.line.is_some_and(|line| excess > 10.0 * line.sd && self.samples.len() > LEAST) {
+            return;
+        }
+        self.samples.push(sample);
+        if self.samples.len() > MOST {
+            self.samples.remove(0);
+            self.start = self.start.saturating_sub(1);
+        }
+        self.line = self.fit();
+        let Some(line) = self.line else { return };
+        let more = (number(line.used) / 8.0 - 1.0) / 8.0;
+        // Shortening is quicker.
+        self.score += if more < 0.0 { 2.0 * more } else { more };
+        let change = match self.score {
+            ..0.0 => -1,
+            1.0.. => 1,
+            _ => 0,
+        };
+        self.score -= f64::from(change);
+        self.poll = (self.poll + change).clamp(6, most_poll);
+    }
+
+    /// Weighted linear regression. The oldest samples are left out until the residuals' signs come in as many runs
+    /// as chance would make, but six stay. As many again of those that were left out are tested along with the
+    /// others, so that a curve is seen early.
+    fn fit(&mut self) -> Option<Line> {
+        if self.samples.len() < 3 {
+            return None;
+        }
+        let least = self.distance();
         loop {
-            let count = self.samples.len();
-            if count < 3 {
-                return None;
-            }
-            let least = self.samples.iter().map(|sample| sample.2).fold(f64::INFINITY, f64::min);
-            let excess = |sample: &(f64, f64, f64)| (sample.2 - least) / 2.0;
-            let typical = self.samples.iter().map(excess).sum::<f64>() / number(count) + 1e-6;
-            let weight = |sample: &(f64, f64, f64)| (1.0 + excess(sample) / typical).powi(-2);
-            let total: f64 = self.samples.iter().map(weight).sum();
-            let mean = |of: &dyn Fn(&(f64, f64, f64)) -> f64| {
-                self.samples.iter().map(|sample| weight(sample) * of(sample)).sum::<f64>() / total
+            let samples = &self.samples[self.start..];
+            let count = samples.len();
+            let n = number(count);
+            let excess = |sample: &Measured| sample.delay / 2.0 - least;
+            let typical = samples.iter().map(excess).sum::<f64>() / n + 1e-6;
+            let weight = |sample: &Measured| (1.0 + excess(sample) / typical).powi(-2);
+            let total: f64 = samples.iter().map(weight).sum();
+            let mean = |of: &dyn Fn(&Measured) -> f64| {
+                samples.iter().map(|sample| weight(sample) * of(sample)).sum::<f64>() / total
             };
-            let (x, y) = (mean(&|sample| sample.0), mean(&|sample| sample.1));
-            let spread = mean(&|sample| (sample.0 - x).powi(2)) * total;
-            let slope = mean(&|sample| (sample.0 - x) * (sample.1 - y)) * total / spread;
-            let residual = |sample: &(f64, f64, f64)| sample.1 - y - slope * (sample.0 - x);
-            let signs: Vec<bool> =
-                self.samples.iter().map(|sample| residual(sample) > 0.0).collect();
+            let (at, offset) = (mean(&|sample| sample.at), mean(&|sample| sample.offset));
+            let spread = mean(&|sample| (sample.at - at).powi(2));
+            let slope = mean(&|sample| (sample.at - at) * (sample.offset - offset)) / spread;
+            let residual = |sample: &Measured| sample.offset - offset - slope * (sample.at - at);
+            let tested = &self.samples[self.start.saturating_sub(count)..];
+            let signs: Vec<bool> = tested.iter().map(|sample| residual(sample) > 0.0).collect();
             let runs = 1 + signs.windows(2).filter(|pair| pair[0] != pair[1]).count();
-            let (n, free) = (number(count), number(count.max(3)) - 2.0);
             // One in twenty has fewer by chance.
-            let expected = n / 2.0 + 1.0 - 1.65 * (n - 1.0).sqrt() / 2.0;
-            if number(runs) < expected && count > LEAST {
-                self.samples.remove(0);
+            let m = number(tested.len());
+            let fewest = m / 2.0 + 1.0 - 1.65 * (m - 1.0).sqrt() / 2.0;
+            if number(runs) < fewest && count > LEAST {
+                self.start += 1;
                 continue;
             }
-            let variance = mean(&|sample| residual(sample).powi(2)) * n / free.max(1.0);
-            let slope_sd = (variance * total / n / spread).sqrt();
-            let offset_sd = (variance / n + (slope_sd * (now - x)).powi(2)).sqrt().max(1e-9);
-            let offset = y + slope * (now - x);
+            let variance = mean(&|sample| residual(sample).powi(2)) * n / (n - 2.0).max(1.0);
             return Some(Line {
+                at,
                 offset,
-                offset_sd,
                 slope,
-                slope_sd: slope_sd.max(1e-12),
+                slope_sd: (variance / n / spread).sqrt().max(1e-12),
+                sd: variance.sqrt(),
+                mean_sd: (variance / n).sqrt(),
                 used: count,
             });
         }
@@ -306,14 +390,15 @@ fn number(count: usize) -> f64 {
     f64::from(u32::try_from(count).unwrap_or(u32::MAX))
 }
 
-/// The model's error.
-fn theirs(trace: &Trace) -> f64 {
+/// The model's error, when it asks each server every `2^most_poll` seconds at the least.
+fn theirs(trace: &Trace, most_poll: i32) -> Kept {
     const LARGEST_SLEW: f64 = 0.083_333;
     let mut world = World::new(trace);
     let mut sources: Vec<Source> =
         (0..SERVERS).map(|_| Source { poll: 6, ..Source::default() }).collect();
-    let mut answers: BTreeMap<usize, (f64, f64, f64, f64)> = BTreeMap::new();
-    let (mut frequency, mut updated_at) = (0.0, 0.0);
+    // What is under way: when it arrives, and what.
+    let mut answers: BTreeMap<usize, (f64, Measured)> = BTreeMap::new();
+    let (mut frequency, mut updated_at, mut questions) = (0.0, 0.0, 0.0);
     // When the extra rate that makes up for an offset ends.
     let mut slew_until = f64::INFINITY;
     while world.t < LENGTH {
@@ -329,78 +414,57 @@ fn theirs(trace: &Trace) -> f64 {
             if source.ask_at > world.t {
                 continue;
             }
+            questions += 1.0;
             if let Some((to, back)) = trace.delays(index, world.t) {
                 // What the free clock lacks, as it is measured.
                 let offset = (to - back) / 2.0 - trace.error(world.t);
-                answers.insert(index, (world.t + to + back, world.t, offset, to + back));
+                let sample = Measured { at: world.t, offset, delay: to + back };
+                answers.insert(index, (world.t + to + back, sample));
             }
             source.asked += 1;
             // `iburst`.
             let wait = if source.asked < 4 { 2.0 } else { 2f64.powi(source.poll) };
             source.ask_at = world.t + wait;
         }
-        let Some(index) =
-            answers.iter().find(|(_, answer)| answer.0 <= world.t).map(|(index, _)| *index)
-        else {
+        let arrived = answers.iter().find(|(_, answer)| answer.0 <= world.t);
+        let Some((index, (_, sample))) = arrived.map(|(index, answer)| (*index, *answer)) else {
             continue;
         };
-        let Some((_, at, offset, delay)) = answers.remove(&index) else { continue };
-        let source = &mut sources[index];
-        source.samples.push((at, offset, delay));
-        if source.samples.len() > 64 {
-            source.samples.remove(0);
-        }
-        let lines: Vec<Option<Line>> =
-            sources.iter_mut().map(|source| source.line(world.t)).collect();
-        let source = &mut sources[index];
-        if let Some(line) = lines[index] {
-            // `polltarget 8`, `minpoll 6`, `maxpoll 10`.
-            source.score += (number(line.used) / 8.0 - 1.0) / 8.0;
-            if source.score.abs() >= 1.0 {
-                let change = if source.score > 0.0 { 1 } else { -1 };
-                source.poll = (source.poll + change).clamp(6, 10);
-                source.score = 0.0;
-            }
-        }
-        let distance = |index: usize| {
-            let delays = sources[index].samples.iter().map(|sample| sample.2 / 2.0);
-            delays.fold(f64::INFINITY, f64::min)
-        };
+        answers.remove(&index);
+        sources[index].take(sample, most_poll);
         // The one at the least distance is selected, those within `combinelimit 3` help it.
-        let known = (0..SERVERS).filter(|index| lines[*index].is_some());
-        let Some(best) = known.min_by(|a, b| distance(*a).total_cmp(&distance(*b))) else {
-            continue;
+        let known = sources.iter().enumerate().filter(|(_, source)| source.line.is_some());
+        let best = known.min_by(|a, b| a.1.distance().total_cmp(&b.1.distance()));
+        let Some((_, selected)) = best.filter(|(best, _)| *best == index) else { continue };
+        let reach = 3.0 * selected.distance();
+        let near: Vec<Line> = (sources.iter().filter(|source| source.distance() <= reach))
+            .filter_map(|source| source.line)
+            .collect();
+        let now = world.t;
+        let combined = |value: &dyn Fn(&Line) -> f64, sd: &dyn Fn(&Line) -> f64| {
+            let weights: f64 = near.iter().map(|line| sd(line).powi(-2)).sum();
+            near.iter().map(|line| value(line) * sd(line).powi(-2)).sum::<f64>() / weights
         };
-        if index != best {
-            continue;
-        }
-        let near = (0..SERVERS).filter(|index| distance(*index) <= 3.0 * distance(best));
-        let near: Vec<Line> = near.filter_map(|index| lines[index]).collect();
-        let weights: f64 = near.iter().map(|line| line.offset_sd.powi(-2)).sum();
-        let offset =
-            near.iter().map(|line| line.offset * line.offset_sd.powi(-2)).sum::<f64>() / weights;
-        let slopes: f64 = near.iter().map(|line| line.slope_sd.powi(-2)).sum();
-        let slope =
-            near.iter().map(|line| line.slope * line.slope_sd.powi(-2)).sum::<f64>() / slopes;
+        let offset = combined(&|line| line.offset(now), &|line| line.offset_sd(now));
         // The regression is all the memory there is: each line is made of all samples that fit one.
-        let interval = (world.t - updated_at).max(1.0);
-        frequency = slope.clamp(-450e-6, 450e-6);
-        updated_at = world.t;
-        // `corrtimeratio 3`: an average correction takes so many intervals, a larger one less.
+        frequency = combined(&|line| line.slope, &|line| line.slope_sd).clamp(-450e-6, 450e-6);
+        let interval = (now - std::mem::replace(&mut updated_at, now)).max(1.0);
         let off = offset - world.correction;
-        let average = lines[best].map_or(1e-9, |line| line.offset_sd);
-        let time = (3.0 * interval * average / off.abs()).max(off.abs() / LARGEST_SLEW).max(1.0);
         if off.abs() > 1.0 {
             // `makestep`.
             world.correction += off;
             world.rate = frequency;
             slew_until = f64::INFINITY;
-        } else {
-            world.rate = frequency + off / time;
-            slew_until = world.t + time;
+            continue;
         }
+        // `corrtimeratio 3`: making up for an average offset takes so many intervals, for a larger one less. Over
+        // that time it is half of it on average.
+        let average = 0.5 * selected.line.map_or(1e-9, |line| line.offset_sd(now));
+        let time = (3.0 * interval * average / off.abs()).max(off.abs() / LARGEST_SLEW).max(1.0);
+        world.rate = frequency + off / time;
+        slew_until = now + time;
     }
-    world.rms()
+    world.kept(questions)
 }
 
 /// Resident KiB of both daemons, each following the same server.

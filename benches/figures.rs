@@ -213,7 +213,10 @@ impl Host {
             name: "a simulated clock's offset, root mean square",
             value: of("simulation orlop", "rms_us=")?,
             unit: "us",
-            reference: Some(("a model of chrony", of("simulation chrony", "rms_us=")?)),
+            reference: Some((
+                "a model of chrony that asks more often",
+                of("simulation chrony_as_often", "rms_us=")?,
+            )),
             aim: Aim::Times(1.2),
         }];
         if let Ok(kib) = of("resident orlop", "kib=") {

@@ -27,8 +27,8 @@ use orlop_networkd::figures;
 const ROUNDS: usize = 9;
 const LINKS: usize = 1000;
 const LIMIT: Duration = Duration::from_secs(60);
-/// Until a daemon that has its address has done what comes with it.
-const SETTLE: Duration = Duration::from_secs(3);
+/// Until a daemon that has its address has done what comes with it, and ours has let go of its start.
+const SETTLE: Duration = Duration::from_secs(12);
 /// What udhcpc runs when it has an address, in as few words as will do: its own script takes longer.
 const SCRIPT: &str = "#!/bin/sh\n\
     [ \"$1\" = bound ] && exec ip address add \"$ip/$mask\" dev \"$interface\"\nexit 0\n";
