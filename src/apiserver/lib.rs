@@ -15,6 +15,7 @@
 //! - [`selector`]: label and field selectors.
 //! - [`authz`]: who may do what: roles, bindings, reviews, and what is there from the start.
 //! - [`admission`]: what the cluster's own rules add to a write, and what they refuse.
+//! - [`audit`]: what is kept of requests.
 //! - [`flow`]: how much is done at a time; [`metrics`]: what is counted.
 //! - [`strategic`]: strategic merge patches.
 //! - [`strategy`]: defaults, what is refused, deletion, subresources: what is particular about each resource.
@@ -22,6 +23,7 @@
 //! The server itself, its store and its verbs are yet to come.
 
 pub mod admission;
+pub mod audit;
 pub mod authn;
 pub mod authz;
 pub mod discovery;

@@ -62,6 +62,13 @@ impl Finding {
     fn new(path: Path, message: String) -> Self {
         Self { path, message, because: None }
     }
+
+    /// With a value that a JSON pointer names.
+    pub(crate) fn at(pointer: &str, message: String) -> Self {
+        let step =
+            |step: &str| step.parse().map_or_else(|_| Step::Key(step.to_owned()), Step::Index);
+        Self::new(pointer.split('/').skip(1).map(step).collect(), message)
+    }
 }
 
 /// The documents of a text.

@@ -22,3 +22,19 @@ mod value;
 
 pub use problem::{Problem, Problems};
 pub use value::{CertificateAndKey, Mode, Size};
+
+/// Reads a YAML document that somebody wrote into a type of another crate. `check` says what is wrong with it beyond its
+/// types: where, as a JSON pointer (`/rules/0/level`), and what. `file` is what its owner calls it.
+///
+/// # Errors
+/// All problems found; of syntax errors, the first.
+pub fn read<T: serde::de::DeserializeOwned>(
+    file: &str,
+    text: &str,
+    check: impl FnOnce(&T) -> Vec<(String, String)>,
+) -> Result<T, Problems> {
+    document::Text::new(file, text)?.read(0, |value| {
+        let found = check(value).into_iter();
+        found.map(|(pointer, message)| document::Finding::at(&pointer, message)).collect()
+    })
+}

@@ -58,6 +58,7 @@ pub static TARGETS: &[Target] = &[
         &[b"application/json;as=Table;v=v1;g=meta.k8s.io, application/*;q=0.5, */*;q=0", GZIP],
     ),
     ("kube_protobuf", kube_protobuf, &[KUBE_POD]),
+    ("audit_policy", audit_policy, &[AUDIT_POLICY]),
     ("kube_selectors", kube_selectors, &[b"app in (a,b),!x,n>3", b"metadata.name=a\\,b"]),
     ("kube_quantity", kube_quantity, &[b"1.5Gi", b"-100m", b"12e-6"]),
     ("strategic_patch", strategic_patch, &[PATCH]),
@@ -129,6 +130,30 @@ pub fn kube_protobuf(bytes: &[u8]) {
     let written = protobuf::encode(&object, pods());
     let again = protobuf::decode(&written, pods()).unwrap();
     assert_eq!(protobuf::encode(&again, pods()), written, "it settles");
+}
+
+const AUDIT_POLICY: &[u8] = b"apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules:
+- {level: None, users: [a], verbs: [get], nonResourceURLs: [/api*, /version]}
+- {level: RequestResponse, namespaces: [b], resources: [{group: '', resources: [pods/log, '*/scale'], resourceNames: [x]}]}
+";
+
+pub fn audit_policy(bytes: &[u8]) {
+    use orlop_apiserver::audit::Policy;
+    use orlop_apiserver::authz::Action;
+    use orlop_apiserver::object::User;
+    use orlop_apiserver::request::info;
+    let Ok(text) = str::from_utf8(bytes) else { return };
+    let policy = match Policy::parse("policy", text) {
+        Ok(policy) => policy,
+        Err(problems) => return assert!(!problems.list.is_empty()),
+    };
+    let user = User { name: "a".into(), ..User::default() };
+    for path in ["/apis", "/api/v1/namespaces/b/pods/x/log", "/api/v1/nodes"] {
+        policy.verdict(&Action::of(&user, &info("GET", path, &[]), path));
+    }
 }
 
 pub fn kube_selectors(bytes: &[u8]) {
