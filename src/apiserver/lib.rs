@@ -10,6 +10,7 @@
 //! - [`yaml`]: the same in YAML; [`encoding`]: which form a client asks for and which it sends, and gzip.
 //! - [`resources`]: what is served, in which group, with which verbs and subresources.
 //! - [`discovery`]: that table as clients ask for it.
+//! - [`table`]: objects as `kubectl get` shows them.
 //! - [`request`]: what a request is about; [`status`]: how it ends when it does not end well.
 //! - [`quantity`]: amounts, as `100m` and `1Gi`.
 //! - [`selector`]: label and field selectors.
@@ -42,4 +43,5 @@ pub mod selector;
 pub mod status;
 pub mod strategic;
 pub mod strategy;
+pub mod table;
 pub mod yaml;
