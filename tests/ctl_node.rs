@@ -856,7 +856,7 @@ impl Node {
             runtime.block_on(orlop_rpc::tls::listen("127.0.0.1:0".parse().unwrap())).unwrap();
         let endpoint = listener.local_addr().unwrap().to_string();
         let (_, tls) = tokio::sync::watch::channel(tls);
-        let incoming = orlop_rpc::tls::incoming(listener, tls);
+        let incoming = orlop_rpc::tls::incoming(listener, tls, Arc::default());
         let fake = Fake::default();
         let loads = Arc::clone(&fake.loads);
         let server = orlop_rpc::server()

@@ -3,6 +3,7 @@
 use std::fs;
 use std::net::Ipv4Addr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -35,7 +36,7 @@ pub(crate) fn serve(secrets: &Path) -> Result<()> {
                 // Kept, so that the configuration never changes.
                 let (_config, configs) = watch::channel(config);
                 let machine = MachineServiceServer::new(Machine);
-                let incoming = tls::incoming(listener, configs);
+                let incoming = tls::incoming(listener, configs, Arc::default());
                 orlop_rpc::serve(machine, incoming, CancellationToken::new(), Duration::ZERO).await;
             });
         }

@@ -1,15 +1,19 @@
 //! What happens to each call.
 
+use std::fmt;
+use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
 
+use futures_util::FutureExt as _;
+use futures_util::future::Either;
 use http::header::HeaderName;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use orlop_rpc::access::Log;
+use orlop_rpc::lane::Lane;
 use orlop_rpc::proxy::{Backend, Method};
 use orlop_rpc::tls::Peer;
 use tonic::body::Body;
-use tonic::transport::Channel;
 use tonic::transport::server::UdsConnectInfo;
 use tonic::{Code, Status};
 
@@ -56,7 +60,7 @@ struct Current {
 
 impl Door {
     pub(crate) fn new(
-        routerd: Channel,
+        routerd: Lane,
         target_port: u16,
         identity: Identity,
         callers: Callers,
@@ -73,20 +77,31 @@ impl Door {
     }
 
     /// Answers a call.
-    pub(crate) async fn call(&self, request: Request<Body>) -> Response<Body> {
+    pub(crate) fn call(
+        &self,
+        request: Request<Body>,
+    ) -> impl Future<Output = Response<Body>> + Send + use<> {
         let call = self.log.begin(&request, || match request.extensions().get::<Peer>() {
-            Some(peer) => peer.address.to_string(),
-            None => match process(&request) {
-                Some(uid) => format!("a process of user {uid}"),
-                None => "unknown".to_owned(),
-            },
+            Some(peer) => Caller::Remote(peer.address),
+            None => Caller::Process(process(&request)),
         });
-        call.watch(self.answer(request).await.unwrap_or_else(Status::into_http))
+        // Decided here and now: what waits for the answer is small, and there is one for each call.
+        let answering = self.answer(request);
+        async move {
+            let answer = match answering {
+                Ok(answering) => answering.await,
+                Err(status) => Err(status),
+            };
+            call.watch(answer.unwrap_or_else(Status::into_http))
+        }
     }
 
-    async fn answer(&self, mut request: Request<Body>) -> Result<Response<Body>, Status> {
-        let path = request.uri().path().to_owned();
-        let method = Method::parse(&path)?;
+    fn answer(
+        &self,
+        mut request: Request<Body>,
+    ) -> Result<impl Future<Output = Result<Response<Body>, Status>> + Send + use<>, Status> {
+        let uri = request.uri().clone();
+        let method = Method::parse(uri.path())?;
         let (roles, allowed) = match self.callers {
             Callers::Known(nameless) => {
                 let roles = roles(&request, nameless)?;
@@ -111,22 +126,26 @@ impl Door {
         let nodes = || current.nodes.as_ref().ok_or_else(|| refused(Refusal::NoForwarding));
         let now = Instant::now();
         match route {
-            Route::Local => Ok(self.local.forward(request).await),
+            Route::Local => Ok(Either::Left(self.local.call(request))),
             Route::One(target) => {
                 leave(&mut request);
-                Ok(nodes()?.get(&target, now).forward(request).await)
+                Ok(Either::Left(nodes()?.get(&target, now).call(request)))
             }
             Route::Many(targets) => {
                 leave(&mut request);
                 let nodes = nodes()?;
                 let leg = |target| Leg { backend: nodes.get(&target, now), target };
                 let legs = targets.into_iter().map(leg).collect();
-                let question = Question::read(request).await?;
-                if machine::is_streaming(method) {
-                    Ok(fanout::streaming(legs, &question))
-                } else {
-                    fanout::unary(legs, question).await
-                }
+                let streaming = machine::is_streaming(method);
+                let asking = async move {
+                    let question = Question::read(request).await?;
+                    if streaming {
+                        Ok(fanout::streaming(legs, &question))
+                    } else {
+                        fanout::unary(legs, question).await
+                    }
+                };
+                Ok(Either::Right(asking.boxed()))
             }
         }
     }
@@ -158,12 +177,30 @@ fn roles(request: &Request<Body>, nameless: Nameless) -> Result<Roles, Status> {
         return Ok(Roles::of_process(uid, stated.into_iter().flatten()));
     }
     let peer = request.extensions().get::<Peer>();
-    let Some(certificate) = peer.and_then(|peer| peer.certificates.first()) else {
-        return Err(Status::unauthenticated("no client certificate"));
-    };
-    let own = orlop_pki::certificate::organizations(certificate)
-        .map_err(|_| Status::unauthenticated("the client certificate cannot be read"))?;
-    Ok(Roles::establish(own, stated, nameless))
+    match peer {
+        Some(Peer { organizations: Some(own), .. }) => Ok(Roles::establish(own, stated, nameless)),
+        Some(Peer { certificates, .. }) if !certificates.is_empty() => {
+            Err(Status::unauthenticated("the client certificate cannot be read"))
+        }
+        _ => Err(Status::unauthenticated("no client certificate")),
+    }
+}
+
+/// Who calls, as the log names him.
+enum Caller {
+    Remote(SocketAddr),
+    /// Of this node, by its user.
+    Process(Option<u32>),
+}
+
+impl fmt::Display for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Remote(address) => address.fmt(f),
+            Self::Process(Some(uid)) => write!(f, "a process of user {uid}"),
+            Self::Process(None) => f.write_str("unknown"),
+        }
+    }
 }
 
 /// The user of a caller that came over the socket inside the node.

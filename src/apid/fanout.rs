@@ -262,14 +262,15 @@ fn too_much(error: merge::Unframed) -> Status {
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
+    use std::sync::Mutex;
     use std::{future, io};
 
-    use hyper_util::rt::TokioIo;
+    use http::uri::{Authority, Scheme};
     use orlop_proto::machine::MemoryResponse;
+    use orlop_rpc::lane::{Lane, Terms};
     use prost::Message as _;
     use tokio::io::DuplexStream;
     use tokio::time::Instant;
-    use tonic::transport::Endpoint;
 
     use super::*;
 
@@ -277,14 +278,16 @@ mod tests {
         host: &str,
         dial: impl Future<Output = io::Result<DuplexStream>> + Send + 'static,
     ) -> Leg {
-        let mut dial = Some(dial);
-        let connector = tower::service_fn(move |_| {
-            let dial = dial.take().unwrap();
-            async { dial.await.map(TokioIo::new) }
-        });
-        let channel = Endpoint::from_static("http://node").connect_with_connector_lazy(connector);
+        let dial = Mutex::new(Some(dial));
+        let terms = Terms {
+            scheme: Scheme::HTTP,
+            authority: Authority::from_static("node"),
+            stream_window: 64 << 10,
+            connection_window: 64 << 10,
+        };
+        let lane = Lane::new(terms, move || dial.lock().unwrap().take().unwrap());
         let target = Target { typed: host.to_owned(), host: host.to_owned() };
-        Leg { target, backend: Backend::new(format!("apid of {host}"), channel) }
+        Leg { target, backend: Backend::new(format!("apid of {host}"), lane) }
     }
 
     #[tokio::test(start_paused = true)]

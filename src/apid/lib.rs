@@ -161,19 +161,19 @@ impl Apid {
             true => Callers::Known(Nameless::Administrator),
             false => Callers::Known(Nameless::Nobody),
         };
-        let routerd = unix::channel(&options.routerd);
+        let routerd = unix::lane(&options.routerd);
         let door = Arc::new(Door::new(routerd, options.target_port, identity, callers));
         let answering = Arc::clone(&door);
         let service = tower::service_fn(move |request| {
-            let door = Arc::clone(&answering);
-            async move { Ok::<_, Infallible>(door.call(request).await) }
+            let answer = answering.call(request);
+            async { Ok::<_, Infallible>(answer.await) }
         });
         let inside =
             options.socket.as_ref().map(unix::listen).transpose().map_err(Error::Listen)?;
         info!(%address, "listening");
         let inside =
             inside.map(|inside| orlop_rpc::serve(service.clone(), inside, shutdown.clone(), GRACE));
-        let incoming = places::admitted(tls::incoming(listener, configs), MOST);
+        let incoming = places::admitted(tls::incoming(listener, configs, Arc::default()), MOST);
         let outside = orlop_rpc::serve_within(LIMITS, service, incoming, shutdown);
         let serving = async { tokio::join!(outside, OptionFuture::from(inside)) };
         let looking = files.follow(options.look_every, |identity| {

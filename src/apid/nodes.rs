@@ -49,8 +49,8 @@ impl Nodes {
             let stale = stale.0.clone();
             known.remove(&stale);
         }
-        let channel = tls::channel(&target.host, self.port, Arc::clone(&self.client));
-        let backend = Backend::new(format!("apid of {}", target.typed), channel);
+        let lane = tls::lane(&target.host, self.port, Arc::clone(&self.client));
+        let backend = Backend::new(format!("apid of {}", target.typed), lane);
         known.insert(target.host.clone(), Known { backend: backend.clone(), used: now });
         backend
     }

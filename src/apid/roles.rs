@@ -4,7 +4,7 @@
 //! method asks for which is one table (§3.5). A method without a row is refused to all but the
 //! administrator, who so learns from the backend whether it exists.
 
-use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use orlop_rpc::proxy::Method;
 
@@ -35,19 +35,23 @@ pub(crate) enum Nameless {
 
 /// The roles of a caller; those nobody knows are kept, and match nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Roles(BTreeSet<String>);
+pub(crate) struct Roles(Arc<[String]>);
 
 impl Roles {
     /// The roles of the call: the certificate's, or those it states (`talos-role`) if the certificate
     /// allows it to speak for others.
     pub(crate) fn establish(
-        certificate: impl IntoIterator<Item = String>,
+        certificate: &Arc<[String]>,
         stated: Option<impl IntoIterator<Item = String>>,
         nameless: Nameless,
     ) -> Self {
-        let own = Self::collect(certificate);
+        let own = match certificate.iter().any(|role| is_blank(role)) {
+            true => Self::collect(certificate.iter().cloned()),
+            // The same for all calls of a connection.
+            false => Self(Arc::clone(certificate)),
+        };
         match stated {
-            Some(stated) if own.0.contains(IMPERSONATOR) => Self::collect(stated),
+            Some(stated) if own.has(IMPERSONATOR) => Self::collect(stated),
             _ if own.0.is_empty() && nameless == Nameless::Administrator => {
                 Self::collect([ADMIN.to_owned()])
             }
@@ -67,12 +71,15 @@ impl Roles {
     }
 
     fn collect(roles: impl IntoIterator<Item = String>) -> Self {
-        Self(roles.into_iter().filter(|role| !role.trim().is_empty()).collect())
+        let mut roles: Vec<_> = roles.into_iter().filter(|role| !is_blank(role)).collect();
+        roles.sort();
+        roles.dedup();
+        Self(roles.into())
     }
 
     /// Whether one of them grants the method.
     pub(crate) fn allow(&self, method: Method<'_>) -> bool {
-        granting(method).iter().any(|role| self.0.contains(*role))
+        granting(method).iter().any(|role| self.has(role))
     }
 
     /// The same, on a node without a configuration: who may read it may also give it one,
@@ -86,12 +93,20 @@ impl Roles {
             "machine.LVMService" | "machine.MDService" => true,
             _ => false,
         };
-        self.allow(method) || (prepares && self.0.contains(READER))
+        self.allow(method) || (prepares && self.has(READER))
+    }
+
+    fn has(&self, role: &str) -> bool {
+        self.0.iter().any(|own| own == role)
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(String::as_str)
     }
+}
+
+fn is_blank(role: &str) -> bool {
+    role.trim().is_empty()
 }
 
 /// A service, some of its methods (`*`: all), and the roles that grant them.
@@ -227,8 +242,7 @@ mod tests {
     }
 
     fn roles(text: &str) -> Roles {
-        let own = text.split_whitespace().map(str::to_owned);
-        Roles::establish(own, None::<[String; 0]>, Nameless::Nobody)
+        Roles::collect(text.split_whitespace().map(str::to_owned))
     }
 
     /// Asserts what each role may with a method, and everybody in maintenance.
@@ -297,18 +311,18 @@ mod tests {
 
     #[test]
     fn only_an_impersonator_may_state_other_roles() {
-        let own = |role: &str| [role.to_owned()];
+        let own = |role: &str| Arc::from([role.to_owned()]);
         let stated = || Some(["os:admin".to_owned(), " ".to_owned(), "new".to_owned()]);
         for nameless in [Nameless::Nobody, Nameless::Administrator] {
-            let establish = |role: &str| Roles::establish(own(role), stated(), nameless);
+            let establish = |role: &str| Roles::establish(&own(role), stated(), nameless);
             assert_eq!(establish(IMPERSONATOR), roles("os:admin new"));
             assert_eq!(establish(READER), roles(READER));
-            let none = Roles::establish(own(IMPERSONATOR), Some([]), nameless);
+            let none = Roles::establish(&own(IMPERSONATOR), Some([]), nameless);
             assert_eq!(none, roles(""), "it speaks for somebody without roles");
-            let itself = Roles::establish(own(IMPERSONATOR), None::<[String; 0]>, nameless);
+            let itself = Roles::establish(&own(IMPERSONATOR), None::<[String; 0]>, nameless);
             assert_eq!(itself, roles(IMPERSONATOR));
         }
-        assert_eq!(Roles::establish(own(""), stated(), Nameless::Nobody), roles(""));
+        assert_eq!(Roles::establish(&own(""), stated(), Nameless::Nobody), roles(""));
     }
 
     #[test]
@@ -322,8 +336,8 @@ mod tests {
     #[test]
     fn a_certificate_without_roles_is_the_administrators_only_by_the_switch() {
         let establish = |organizations: &[&str], nameless| {
-            let own = organizations.iter().map(|name| (*name).to_owned());
-            Roles::establish(own, Some(["os:reader".to_owned()]), nameless)
+            let own = organizations.iter().map(|name| (*name).to_owned()).collect();
+            Roles::establish(&own, Some(["os:reader".to_owned()]), nameless)
         };
         for organizations in [&[][..], &[""], &["", " "]] {
             assert_eq!(establish(organizations, Nameless::Nobody), roles(""));

@@ -20,6 +20,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
+use futures_util::FutureExt as _;
+use futures_util::future::{Either, ready};
 use http::{Request, Response};
 use orlop_proto::grpc::health::v1::health_server::HealthServer;
 use orlop_rpc::access::Call;
@@ -97,8 +99,8 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
     info!(socket = %options.socket.display(), "listening");
     let router = Arc::new(Router::new(&options));
     let service = tower::service_fn(move |request| {
-        let router = Arc::clone(&router);
-        async move { Ok::<_, Infallible>(router.call(request).await) }
+        let answer = router.call(request);
+        async { Ok::<_, Infallible>(answer.await) }
     });
     orlop_rpc::serve(service, incoming, shutdown, GRACE).await;
     Ok(())
@@ -124,18 +126,21 @@ impl Router {
         Self { daemons, health, reflection: Reflection::default() }
     }
 
-    async fn call(&self, request: Request<Body>) -> Response<Body> {
+    fn call(&self, request: Request<Body>) -> impl Future<Output = Response<Body>> + Send + use<> {
         let call = Call::begin(&request, || "local");
-        let response = match self.server(request.uri().path()) {
-            Ok(Server::Daemon(backend)) => backend.forward(request).await,
-            Ok(Server::Reflection(version)) => self.reflection.call(version, request).await,
-            Ok(Server::Health) => match self.health.clone().oneshot(request).await {
-                Ok(response) => response,
-                Err(never) => match never {},
-            },
-            Err(status) => status.into_http(),
+        // Decided here and now: what waits for the answer is small, and there is one for each call.
+        let answering = match self.server(request.uri().path()) {
+            Ok(Server::Daemon(backend)) => Either::Left(backend.forward(request)),
+            Ok(Server::Reflection(version)) => {
+                Either::Right(self.reflection.call(version, request).boxed())
+            }
+            Ok(Server::Health) => {
+                let answer = self.health.clone().oneshot(request);
+                Either::Right(answer.map(|Ok(response)| response).boxed())
+            }
+            Err(status) => Either::Right(ready(status.into_http()).boxed()),
         };
-        call.watch(response)
+        async { call.watch(answering.await) }
     }
 
     fn server(&self, path: &str) -> Result<Server<'_>, Status> {
@@ -170,7 +175,7 @@ impl Daemons {
     fn new(options: &Options) -> Self {
         let way = |name, socket: &PathBuf| {
             let channel = unix::channel(socket);
-            let backend = Backend::new(name, channel.clone());
+            let backend = Backend::new(name, unix::lane(socket));
             Way { socket: socket.clone(), channel, backend }
         };
         Self {

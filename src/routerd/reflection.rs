@@ -39,25 +39,37 @@ pub(crate) struct Reflection {
 }
 
 impl Reflection {
-    pub(crate) async fn call(&self, version: Version, request: Request<Body>) -> Response<Body> {
+    pub(crate) fn call(
+        &self,
+        version: Version,
+        request: Request<Body>,
+    ) -> impl Future<Output = Response<Body>> + Send + use<> {
+        let service = self.service(version);
+        async {
+            match service {
+                Ok(service) => {
+                    let Ok(response) = service.oneshot(request).await;
+                    response
+                }
+                Err(error) => {
+                    Status::internal(format!("describe the services: {error}")).into_http()
+                }
+            }
+        }
+    }
+
+    fn service(&self, version: Version) -> Result<Service, Error> {
         let built = match version {
             Version::V1 => &self.v1,
             Version::V1Alpha => &self.v1alpha,
         };
-        let service = match built.get() {
+        Ok(match built.get() {
             Some(service) => service.clone(),
-            None => match build(version) {
-                Ok(service) => built.get_or_init(|| service).clone(),
-                Err(error) => {
-                    let text = format!("describe the services: {error}");
-                    return Status::internal(text).into_http();
-                }
-            },
-        };
-        match service.oneshot(request).await {
-            Ok(response) => response,
-            Err(never) => match never {},
-        }
+            None => {
+                let service = build(version)?;
+                built.get_or_init(|| service).clone()
+            }
+        })
     }
 }
 

@@ -4,13 +4,14 @@
 //! then [`PER_SECOND`] a second: the next line says how many calls had none. What is called inside the
 //! node is written at `debug` ([`Call::begin`]); when that is off, a call costs one comparison.
 
+use std::fmt::Display;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, Request, Response, Uri};
 use http_body::{Frame, SizeHint};
 use tonic::body::Body;
 use tonic::{Code, Status};
@@ -35,7 +36,7 @@ impl Log {
     }
 
     /// As [`Call::begin`].
-    pub fn begin<B, P: ToString>(&self, request: &Request<B>, peer: impl FnOnce() -> P) -> Call {
+    pub fn begin<B, P: Display>(&self, request: &Request<B>, peer: impl FnOnce() -> P) -> Call<P> {
         let open = enabled!(Level::INFO).then(|| Open::new(request, peer, Some(self.clone())));
         Call { open }
     }
@@ -43,40 +44,39 @@ impl Log {
 
 /// A call under way. Dropped before its end, it counts as cancelled by the client.
 #[derive(Debug)]
-pub struct Call {
+pub struct Call<P: Display> {
     /// `None` when nobody reads the log, and once the line is written.
-    open: Option<Open>,
+    open: Option<Open<P>>,
 }
 
 #[derive(Debug)]
-struct Open {
-    path: String,
-    peer: String,
+struct Open<P> {
+    /// With the path. A copy costs nothing, and most calls of a crowd have no line.
+    uri: Uri,
+    peer: P,
     started: Instant,
     /// `None` at level `debug`.
     log: Option<Log>,
 }
 
-impl Open {
-    fn new<B, P: ToString>(
-        request: &Request<B>,
-        peer: impl FnOnce() -> P,
-        log: Option<Log>,
-    ) -> Self {
-        let path = request.uri().path().to_owned();
-        Self { path, peer: peer().to_string(), started: Instant::now(), log }
+impl<P> Open<P> {
+    fn new<B>(request: &Request<B>, peer: impl FnOnce() -> P, log: Option<Log>) -> Self {
+        Self { uri: request.uri().clone(), peer: peer(), started: Instant::now(), log }
     }
 }
 
-impl Call {
+impl<P: Display> Call<P> {
     /// Notes the beginning of a call; `peer` names the caller and is asked only when it is logged.
-    pub fn begin<B, P: ToString>(request: &Request<B>, peer: impl FnOnce() -> P) -> Self {
+    pub fn begin<B>(request: &Request<B>, peer: impl FnOnce() -> P) -> Self {
         Self { open: enabled!(Level::DEBUG).then(|| Open::new(request, peer, None)) }
     }
 
     /// Writes the line when `response` has ended, with the status it ended with.
     #[must_use]
-    pub fn watch(mut self, response: Response<Body>) -> Response<Body> {
+    pub fn watch(mut self, response: Response<Body>) -> Response<Body>
+    where
+        P: Send + Unpin + 'static,
+    {
         if self.open.is_none() {
             return response;
         }
@@ -88,21 +88,24 @@ impl Call {
     }
 
     fn end(&mut self, code: Code) {
-        let Some(Open { path, peer, started, log }) = self.open.take() else { return };
-        let (service, method) =
-            path.trim_start_matches('/').rsplit_once('/').unwrap_or((path.as_str(), ""));
-        let (now, duration) = (Instant::now(), started.elapsed());
+        let Some(Open { uri, peer, started, log }) = self.open.take() else { return };
+        let path = uri.path();
+        let (service, method) = path.trim_start_matches('/').rsplit_once('/').unwrap_or((path, ""));
+        let now = Instant::now();
+        let duration = now.saturating_duration_since(started);
         let Some(Log(rate)) = log else {
+            let peer = peer.to_string();
             return debug!(service, method, ?duration, ?code, peer, "call");
         };
         let passed = rate.lock().unwrap_or_else(PoisonError::into_inner).pass(now);
         let Some(held) = passed else { return };
         let untold = (held > 0).then_some(held);
+        let peer = peer.to_string();
         info!(service, method, ?duration, ?code, peer, untold, "call");
     }
 }
 
-impl Drop for Call {
+impl<P: Display> Drop for Call<P> {
     fn drop(&mut self) {
         self.end(Code::Cancelled);
     }
@@ -113,12 +116,12 @@ fn code(headers: &HeaderMap) -> Option<Code> {
     headers.get(Status::GRPC_STATUS).map(|code| Code::from_bytes(code.as_bytes()))
 }
 
-struct Watched {
+struct Watched<P: Display> {
     body: Body,
-    call: Call,
+    call: Call<P>,
 }
 
-impl http_body::Body for Watched {
+impl<P: Display + Unpin> http_body::Body for Watched<P> {
     type Data = Bytes;
     type Error = Status;
 

@@ -3,7 +3,9 @@
 //! - [`unix`]: listeners and channels on sockets of the node, HTTP/2 without TLS.
 //! - [`tls`]: listeners and channels on TCP with mutual TLS; who called is a [`tls::Peer`] among the
 //!   request's extensions.
+//! - [`debts`]: how much one source may take of us.
 //! - [`places`]: how many connections may be open, and which goes when there are more.
+//! - [`lane`]: the way a proxy hands calls on by.
 //! - [`proxy`]: hands a call on to another server as it is, without looking into its messages.
 //! - [`renewed`]: keys and certificates in files that change while a daemon runs.
 //! - [`watch`]: tells a flood of a client's by the heads of its frames.
@@ -18,7 +20,9 @@
 
 mod accept;
 pub mod access;
+pub mod debts;
 pub mod health;
+pub mod lane;
 pub mod places;
 pub mod proxy;
 mod rate;

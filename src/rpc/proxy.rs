@@ -4,19 +4,19 @@
 //! the other. When the backend cannot be reached, or is lost under way, the caller gets a status that
 //! says which backend and why, never a broken stream.
 
-use std::error::Error;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use h2::Reason;
 use http::{HeaderMap, Request, Response, StatusCode};
-use http_body::{Frame, SizeHint};
+use http_body::{Body as _, Frame, SizeHint};
 use tonic::body::Body;
-use tonic::transport::Channel;
-use tonic::{Code, Status, TimeoutExpired};
-use tower::ServiceExt as _;
+use tonic::{Code, Status};
+
+use crate::lane::{Inbound, Lane, Lost};
 
 /// What a call's path (`/package.Service/Method`) asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,21 +47,25 @@ impl<'a> Method<'a> {
 #[derive(Clone, Debug)]
 pub struct Backend {
     name: Arc<str>,
-    channel: Channel,
+    lane: Lane,
 }
 
 impl Backend {
     /// `name` is what callers read when the backend fails them.
-    pub fn new(name: impl Into<Arc<str>>, channel: Channel) -> Self {
-        Self { name: name.into(), channel }
+    pub fn new(name: impl Into<Arc<str>>, lane: Lane) -> Self {
+        Self { name: name.into(), lane }
     }
 
     /// Hands a call on and its answer back.
     ///
     /// A deadline among the headers (`grpc-timeout`) goes on with them, and is kept here until the
     /// answer begins.
-    pub async fn forward(&self, request: Request<Body>) -> Response<Body> {
-        self.call(request).await.unwrap_or_else(Status::into_http)
+    pub fn forward(
+        &self,
+        request: Request<Body>,
+    ) -> impl Future<Output = Response<Body>> + Send + use<> {
+        let answer = self.call(request);
+        async { answer.await.unwrap_or_else(Status::into_http) }
     }
 
     /// As [`Self::forward`], but a backend that cannot be reached, or does not begin to answer
@@ -69,47 +73,59 @@ impl Backend {
     ///
     /// # Errors
     /// `Unavailable` or `DeadlineExceeded`. What the backend itself answers is never an error here.
-    pub async fn call(&self, request: Request<Body>) -> Result<Response<Body>, Status> {
-        let deadline = timeout(request.headers());
-        let (mut head, body) = request.into_parts();
-        head.extensions.clear();
-        let answer = self.channel.clone().oneshot(Request::from_parts(head, body));
-        let answer = match deadline {
-            None => answer.await,
-            Some(deadline) => tokio::time::timeout(deadline, answer).await.map_err(|_| {
-                Status::deadline_exceeded(format!("{}: no answer within {deadline:?}", self.name))
-            })?,
-        };
-        let response = answer.map_err(|error| self.lost(error))?;
-        if response.status() != StatusCode::OK
-            || response.headers().contains_key(Status::GRPC_STATUS)
-        {
-            return Ok(response);
+    pub fn call(
+        &self,
+        mut request: Request<Body>,
+    ) -> impl Future<Output = Result<Response<Body>, Status>> + Send + use<> {
+        let (name, deadline) = (Arc::clone(&self.name), timeout(request.headers()));
+        request.extensions_mut().clear();
+        let answer = self.lane.send(request);
+        async move {
+            let answer = match deadline {
+                None => answer.await,
+                Some(deadline) => tokio::time::timeout(deadline, answer).await.map_err(|_| {
+                    Status::deadline_exceeded(format!("{name}: no answer within {deadline:?}"))
+                })?,
+            };
+            let response = answer.map_err(|lost| match lost {
+                Lost::Unreached(error) => Status::unavailable(format!("{name}: {error}")),
+                Lost::Broken(error) => broken(&name, &error),
+                Lost::Caller(status) => status,
+            })?;
+            let over = |head: &HeaderMap| head.contains_key(Status::GRPC_STATUS);
+            if response.status() != StatusCode::OK || over(response.headers()) {
+                let whole = |body: Inbound| match body.is_end_stream() {
+                    true => Body::empty(),
+                    false => Body::new(body),
+                };
+                return Ok(response.map(whole));
+            }
+            Ok(response.map(|body| Body::new(Relay { body, name, state: State::Open })))
         }
-        let backend = self.clone();
-        Ok(response.map(|body| Body::new(Relay { body, backend, state: State::Open })))
     }
+}
 
-    /// The status of a call whose backend is not there, or went away.
-    fn lost(&self, error: impl Into<Box<dyn Error + Send + Sync>>) -> Status {
-        let found = Status::from_error(error.into());
-        let mut why: &dyn Error = &found;
-        while let Some(cause) = why.source() {
-            why = cause;
-        }
-        let text = match why.downcast_ref::<Status>() {
-            Some(status) => status.message().to_owned(),
-            None => why.to_string(),
-        };
-        let code = match found.code() {
-            // tonic keeps the deadline, too, and may be the first to notice.
-            Code::Cancelled if why.is::<TimeoutExpired>() => Code::DeadlineExceeded,
-            // tonic takes a connection that ends under a call for the caller's own cancelling.
-            Code::Cancelled | Code::Unknown => Code::Unavailable,
-            code => code,
-        };
-        Status::new(code, format!("{}: {text}", self.name))
-    }
+/// The status of a call whose backend went away. (Codes: "gRPC over HTTP2", Errors.)
+fn broken(name: &str, error: &h2::Error) -> Status {
+    let code = match error.reason() {
+        // Nobody has looked at the call: the backend was on its way out.
+        Some(Reason::NO_ERROR) if error.is_go_away() => Code::Unavailable,
+        Some(
+            Reason::NO_ERROR
+            | Reason::PROTOCOL_ERROR
+            | Reason::INTERNAL_ERROR
+            | Reason::FLOW_CONTROL_ERROR
+            | Reason::SETTINGS_TIMEOUT
+            | Reason::FRAME_SIZE_ERROR
+            | Reason::COMPRESSION_ERROR
+            | Reason::CONNECT_ERROR,
+        ) => Code::Internal,
+        Some(Reason::ENHANCE_YOUR_CALM) => Code::ResourceExhausted,
+        Some(Reason::INADEQUATE_SECURITY) => Code::PermissionDenied,
+        // The connection is gone, or the backend takes no call. (It is not the caller who cancelled.)
+        _ => Code::Unavailable,
+    };
+    Status::new(code, format!("{name}: {error}"))
 }
 
 /// How long the caller waits (`grpc-timeout`, "gRPC over HTTP2": at most eight digits and a unit).
@@ -136,8 +152,8 @@ pub fn timeout(headers: &HeaderMap) -> Option<Duration> {
 
 /// The body of an answer. When the backend is lost under way, it ends in trailers that say so.
 struct Relay {
-    body: Body,
-    backend: Backend,
+    body: Inbound,
+    name: Arc<str>,
     state: State,
 }
 
@@ -161,9 +177,9 @@ impl http_body::Body for Relay {
         }
         let frame = match ready!(Pin::new(&mut self.body).poll_frame(context)) {
             Some(Ok(frame)) => frame,
-            Some(Err(error)) => Frame::trailers(trailers(&self.backend.lost(error))),
+            Some(Err(error)) => Frame::trailers(trailers(&broken(&self.name, &error))),
             None => {
-                let text = format!("{}: the answer ended without a status", self.backend.name);
+                let text = format!("{}: the answer ended without a status", self.name);
                 Frame::trailers(trailers(&Status::internal(text)))
             }
         };

@@ -170,7 +170,8 @@ where
     let answer = service_fn(move |request: Request<Incoming>| {
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(caller.clone());
-        answer(service.clone(), request)
+        // On the heap at once: hyper moves it about on its way into a task.
+        Box::pin(answer(service.clone(), request))
     });
     let mut serving = pin!(limits.builder().serve_connection(TokioIo::new(io), answer));
     let aged = async {

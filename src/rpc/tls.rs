@@ -3,25 +3,33 @@
 //! The listener makes handshakes side by side, each within [`HANDSHAKE_LIMIT`], at most
 //! [`HANDSHAKES`] at a time. One source has a quarter of the places: with more, its own oldest makes
 //! room. When all places are taken, the oldest does that has said nothing in [`SILENCE`], or one who has
-//! dawdled for [`GRACE`]: clients that connect and say nothing cannot shut the door for others. Each
-//! handshake takes the
-//! configuration that is current when it begins, so certificates can change under way.
+//! dawdled for [`GRACE`]: clients that connect and say nothing cannot shut the door for others.
+//!
+//! A handshake that fails has cost us a signature, so one source has [`FAILURES`] of them at once and then
+//! one each [`FAILURES_EVERY`]; when it has had them, its connections are held without a word for [`HOLD`]
+//! and closed: who tries again and again waits, and costs nothing. Those of the node itself (127.0.0.1
+//! and ::1) are not counted.
+//!
+//! Each handshake takes the configuration that is current when it begins, so certificates can change under
+//! way.
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::stream::{self, Stream};
 use http::Uri;
+use http::uri::{Authority, Scheme};
 use hyper_util::rt::TokioIo;
+use orlop_pki::certificate::organizations;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::server::Acceptor;
-use rustls::{ClientConfig, ServerConfig};
+use rustls::{ClientConfig, ServerConfig, ServerConnection};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
@@ -34,6 +42,8 @@ use tonic::transport::server::Connected;
 use tracing::{debug, info};
 
 use crate::accept::Failures;
+use crate::debts::Debts;
+use crate::lane::{Lane, Terms};
 use crate::places::Source;
 use crate::rate::Rate;
 
@@ -49,6 +59,15 @@ const GRACE: Duration = Duration::from_secs(1);
 const SILENCE: Duration = Duration::from_millis(200);
 /// How long dialling may take, the handshake included.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+
+/// Failed handshakes that one source may have at once,
+const FAILURES: u32 = 32;
+/// and how often it may have another one.
+const FAILURES_EVERY: Duration = Duration::from_secs(1);
+/// How long the connection of a source that has had them stays open,
+const HOLD: Duration = Duration::from_secs(1);
+/// and how many of all sources do; with more the oldest is closed.
+const HELD: usize = 256;
 
 /// Failed handshakes that are told in quick succession,
 const REFUSALS: u32 = 20;
@@ -75,6 +94,22 @@ pub struct Peer {
     pub address: SocketAddr,
     /// The certificates shown and verified, the peer's own first. Empty when none was asked for.
     pub certificates: Arc<[CertificateDer<'static>]>,
+    /// The organizations the peer's own certificate names: its roles. `None` without a certificate, or
+    /// with one that cannot be read.
+    pub organizations: Option<Arc<[String]>>,
+}
+
+impl Peer {
+    /// Who has shaken hands; read once for a connection.
+    fn of(session: &ServerConnection, address: SocketAddr) -> Self {
+        let certificates = session.peer_certificates().unwrap_or_default();
+        let organizations = certificates.first().map(|own| organizations(own));
+        Self {
+            address,
+            certificates: certificates.iter().cloned().map(CertificateDer::into_owned).collect(),
+            organizations: organizations.and_then(Result::ok).map(Into::into),
+        }
+    }
 }
 
 /// Listens on `address`. `[::]` takes IPv4 as well; on a kernel without IPv6 it means `0.0.0.0`.
@@ -104,12 +139,34 @@ const EAFNOSUPPORT: i32 = 97;
 /// Connections whose handshake succeeded, for `serve_with_incoming_shutdown`.
 ///
 /// The stream never ends and yields no errors: who fails the handshake is logged, within
-/// [`REFUSALS`].
+/// [`REFUSALS`], and counted in `tally`.
 pub fn incoming(
     listener: TcpListener,
     config: watch::Receiver<Arc<ServerConfig>>,
+    tally: Arc<Tally>,
 ) -> impl Stream<Item = io::Result<Connection>> + Send + 'static {
-    shaken(listener, config)
+    shaken(listener, config, tally)
+}
+
+/// What a listener has refused since it began.
+#[derive(Debug, Default)]
+pub struct Tally {
+    failed: AtomicU64,
+    turned_away: AtomicU64,
+}
+
+impl Tally {
+    /// Handshakes that failed.
+    #[must_use]
+    pub fn failed(&self) -> u64 {
+        self.failed.load(Ordering::Relaxed)
+    }
+
+    /// Connections that were closed without one, because too many of their source had failed.
+    #[must_use]
+    pub fn turned_away(&self) -> u64 {
+        self.turned_away.load(Ordering::Relaxed)
+    }
 }
 
 /// What connections come from.
@@ -137,8 +194,9 @@ impl Listen for TcpListener {
 fn shaken<L: Listen>(
     listener: L,
     config: watch::Receiver<Arc<ServerConfig>>,
+    tally: Arc<Tally>,
 ) -> impl Stream<Item = io::Result<Connection<L::Io>>> + Send + 'static {
-    stream::unfold(Door::new(listener, config), |mut door| async {
+    stream::unfold(Door::new(listener, config, tally), |mut door| async {
         let connection = door.next().await;
         Some((Ok(connection), door))
     })
@@ -154,6 +212,11 @@ struct Door<L: Listen> {
     order: VecDeque<Handshake>,
     /// Of lines about handshakes that failed.
     refusals: Rate,
+    /// Handshakes that failed, of each source.
+    debts: Debts,
+    /// Connections of those who have failed too often, and until when; the oldest first.
+    held: VecDeque<(Instant, L::Io)>,
+    tally: Arc<Tally>,
 }
 
 /// A handshake under way.
@@ -175,6 +238,8 @@ impl Handshake {
 /// A handshake that failed.
 struct Refused {
     peer: SocketAddr,
+    /// Its client had said hello: it has cost us something.
+    spoke: bool,
     error: io::Error,
 }
 
@@ -186,10 +251,12 @@ enum Event<Io> {
     Dawdled,
     /// A handshake ended because it was told to.
     MadeRoom,
+    /// Somebody has been held for long enough.
+    Held,
 }
 
 impl<L: Listen> Door<L> {
-    fn new(listener: L, config: watch::Receiver<Arc<ServerConfig>>) -> Self {
+    fn new(listener: L, config: watch::Receiver<Arc<ServerConfig>>, tally: Arc<Tally>) -> Self {
         Self {
             listener,
             config,
@@ -197,6 +264,9 @@ impl<L: Listen> Door<L> {
             handshakes: JoinSet::new(),
             order: VecDeque::new(),
             refusals: Rate::new(REFUSALS, REFUSALS_EVERY),
+            debts: Debts::new(FAILURES, FAILURES_EVERY),
+            held: VecDeque::new(),
+            tally,
         }
     }
 
@@ -205,11 +275,16 @@ impl<L: Listen> Door<L> {
             match self.event().await {
                 Event::Accepted(stream, peer) => {
                     self.failures.succeeded();
-                    self.shake(stream, peer);
+                    let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+                    if self.debts.admits(peer.ip().into(), std_now()) {
+                        self.shake(stream, peer);
+                    } else {
+                        self.hold(stream);
+                    }
                 }
                 Event::NotAccepted(error) => sleep(self.failures.failed(&error)).await,
                 Event::Shaken(Ok(connection)) => return connection,
-                Event::Shaken(Err(Refused { peer, error })) => self.refuse(peer, &error),
+                Event::Shaken(Err(refused)) => self.refuse(&refused),
                 Event::Dawdled => {
                     if let Some((at, _)) = self.dawdler()
                         && let Some(gone) = self.order.remove(at)
@@ -218,6 +293,9 @@ impl<L: Listen> Door<L> {
                     }
                 }
                 Event::MadeRoom => {}
+                Event::Held => {
+                    self.held.pop_front();
+                }
             }
         }
     }
@@ -232,6 +310,7 @@ impl<L: Listen> Door<L> {
         let crowded = self.order.len() >= HANDSHAKES;
         let dawdler = if crowded { self.dawdler() } else { None };
         let dawdles = dawdler.map_or_else(Instant::now, |(_, when)| when);
+        let held = self.held.front().map(|(until, _)| *until);
         tokio::select! {
             Some(ended) = self.handshakes.join_next() => ended.map_or(Event::MadeRoom, Event::Shaken),
             accepted = self.listener.next(), if room => match accepted {
@@ -239,6 +318,7 @@ impl<L: Listen> Door<L> {
                 Err(error) => Event::NotAccepted(error),
             },
             () = sleep_until(dawdles), if crowded => Event::Dawdled,
+            () = sleep_until(held.unwrap_or(dawdles)), if held.is_some() => Event::Held,
         }
     }
 
@@ -252,7 +332,6 @@ impl<L: Listen> Door<L> {
     }
 
     fn shake(&mut self, stream: L::Io, peer: SocketAddr) {
-        let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
         let source = peer.ip().into();
         self.make_room(source);
         let (config, spoke) = (self.config.clone(), Arc::new(AtomicBool::new(false)));
@@ -265,10 +344,14 @@ impl<L: Listen> Door<L> {
                 let config = Arc::clone(&config.borrow());
                 hello.into_stream(config).await
             };
+            let refused = |error| Refused { peer, spoke: speaks.load(Ordering::Relaxed), error };
             match timeout(HANDSHAKE_LIMIT, shaken).await {
-                Ok(Ok(stream)) => Ok(Connection { stream: Box::new(stream), address: peer }),
-                Ok(Err(error)) => Err(Refused { peer, error }),
-                Err(elapsed) => Err(Refused { peer, error: elapsed.into() }),
+                Ok(Ok(stream)) => {
+                    let peer = Peer::of(stream.get_ref().1, peer);
+                    Ok(Connection { stream: Box::new(stream), peer })
+                }
+                Ok(Err(error)) => Err(refused(error)),
+                Err(elapsed) => Err(refused(elapsed.into())),
             }
         });
         self.order.push_back(Handshake { began: Instant::now(), source, spoke, task });
@@ -285,15 +368,41 @@ impl<L: Listen> Door<L> {
         }
     }
 
-    fn refuse(&mut self, peer: SocketAddr, error: &io::Error) {
+    /// Keeps a connection of a source that has failed too often, without a word.
+    fn hold(&mut self, stream: L::Io) {
+        self.tally.turned_away.fetch_add(1, Ordering::Relaxed);
+        if self.held.len() >= HELD {
+            self.held.pop_front();
+        }
+        self.held.push_back((Instant::now() + HOLD, stream));
+    }
+
+    fn refuse(&mut self, Refused { peer, spoke, error }: &Refused) {
+        if *spoke {
+            self.tally.failed.fetch_add(1, Ordering::Relaxed);
+            let source = Source::from(peer.ip());
+            if !is_this_node(peer.ip()) && self.debts.charge(source, 1, std_now()) {
+                info!(%source, "too many TLS handshakes failed: connections from it are held and closed");
+            }
+        }
         // Who hangs up without a word only looked whether somebody is here, as health checks do.
         if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) {
             return debug!(%peer, %error, "hung up during the TLS handshake");
         }
-        if let Some(held) = self.refusals.pass(std::time::Instant::now()) {
+        if let Some(held) = self.refusals.pass(std_now()) {
             info!(%peer, %error, untold = (held > 0).then_some(held), "TLS handshake failed");
         }
     }
+}
+
+/// Programs of the node come from there, and nobody else can.
+fn is_this_node(address: IpAddr) -> bool {
+    [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()].contains(&address)
+}
+
+/// By tokio's clock, which tests can turn.
+fn std_now() -> std::time::Instant {
+    Instant::now().into_std()
 }
 
 /// No waiting for more to send, and a peer that vanished is noticed within about 30 s.
@@ -310,16 +419,14 @@ fn tune(stream: &TcpStream) -> io::Result<()> {
 #[derive(Debug)]
 pub struct Connection<Io = TcpStream> {
     stream: Box<tokio_rustls::server::TlsStream<Io>>,
-    address: SocketAddr,
+    peer: Peer,
 }
 
 impl<Io> Connected for Connection<Io> {
     type ConnectInfo = Peer;
 
     fn connect_info(&self) -> Peer {
-        let certificates = self.stream.get_ref().1.peer_certificates().unwrap_or_default();
-        let certificates = certificates.iter().cloned().map(CertificateDer::into_owned).collect();
-        Peer { address: self.address, certificates }
+        self.peer.clone()
     }
 }
 
@@ -369,18 +476,29 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Connection<Io> {
 /// The server must prove `host` as its name. Must be called within a tokio runtime. While the server
 /// cannot be reached, calls fail with `Unavailable` and the reason.
 pub fn channel(host: &str, port: u16, config: Arc<ClientConfig>) -> Channel {
-    let host = bare(host).to_owned();
-    let authority =
-        if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
-    // A host that makes no URI is no server name either: dialling says so.
-    let origin = Uri::builder().scheme("https").authority(authority.as_str()).path_and_query("/");
+    let dialler = Arc::new(Dialler::new(host, port, config));
+    let origin = Uri::builder().scheme("https").authority(dialler.origin()).path_and_query("/");
     let origin = origin.build().unwrap_or_else(|_| Uri::from_static("https://invalid"));
-    let dialler = Arc::new(Dialler { host, port, authority, config, failed: Mutex::default() });
     let connector = tower::service_fn(move |_: Uri| {
         let dialler = Arc::clone(&dialler);
         async move { dialler.dial().await.map(TokioIo::new) }
     });
     crate::endpoint(origin).connect_with_connector_lazy(connector)
+}
+
+/// As [`channel`], for a proxy.
+pub fn lane(host: &str, port: u16, config: Arc<ClientConfig>) -> Lane {
+    let dialler = Arc::new(Dialler::new(host, port, config));
+    let terms = Terms {
+        scheme: Scheme::HTTPS,
+        authority: dialler.origin(),
+        stream_window: crate::STREAM_WINDOW,
+        connection_window: crate::CONNECTION_WINDOW,
+    };
+    Lane::new(terms, move || {
+        let dialler = Arc::clone(&dialler);
+        async move { dialler.dial().await }
+    })
 }
 
 /// `host` without the brackets that URIs put around IPv6 addresses.
@@ -401,6 +519,19 @@ struct Dialler {
 }
 
 impl Dialler {
+    fn new(host: &str, port: u16, config: Arc<ClientConfig>) -> Self {
+        let host = bare(host).to_owned();
+        let authority =
+            if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+        Self { host, port, authority, config, failed: Mutex::default() }
+    }
+
+    /// What the server is called. A host that makes no authority is no server name either: dialling
+    /// says so.
+    fn origin(&self) -> Authority {
+        self.authority.parse().unwrap_or_else(|_| Authority::from_static("invalid"))
+    }
+
     async fn dial(&self) -> io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
         if let Some((when, kind, text)) = &*self.failed()
             && when.elapsed() < FAIL_FAST

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use futures_util::StreamExt as _;
 use http::{Request, Response};
 use orlop_pki::{Authority, KeyKind, Leaf, Usage};
-use tokio::io::{AsyncReadExt as _, DuplexStream};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::sync::mpsc;
 use tonic::Status;
 use tonic::body::Body;
@@ -64,7 +64,7 @@ impl Server {
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             crate::server()
-                .serve_with_incoming(service, incoming(listener, receiver))
+                .serve_with_incoming(service, incoming(listener, receiver, Arc::default()))
                 .await
                 .unwrap();
         });
@@ -244,7 +244,7 @@ async fn a_hundred_thousand_who_say_nothing_make_room_for_one_who_speaks() {
         connect.send((Counted(server, Arc::clone(&open)), address)).await.unwrap();
         client
     };
-    let mut door = Box::pin(shaken(Memory(connections), configs));
+    let mut door = Box::pin(shaken(Memory(connections), configs, Arc::default()));
     let (admitted, mut guests) = mpsc::channel(1);
     let mut tasks = JoinSet::new();
     tasks.spawn(async move {
@@ -295,4 +295,87 @@ async fn a_crowd_that_waits_for_a_dead_node_dials_it_once() {
         answers.iter().all(|answer| answer.as_ref().unwrap_err().message().starts_with(&begin))
     );
     assert_eq!(dialled, 1);
+}
+
+/// A stranger's handshake, to its end.
+async fn knock(connector: &TlsConnector, source: [u8; 4], address: SocketAddr) {
+    let name = ServerName::try_from("127.0.0.1").unwrap();
+    let stream = dial_from(source, address).await;
+    if let Ok(mut stream) = connector.connect(name, stream).await {
+        // What the server thinks of our certificate comes after our last word.
+        let _ = stream.read(&mut [0; 64]).await;
+    }
+}
+
+#[tokio::test]
+async fn who_fails_too_many_handshakes_is_held_and_nobody_else_is() {
+    let (ca, foreign) = (authority(), authority());
+    let listener = listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (_config, configs) = watch::channel(server_config(&ca, "node"));
+    let tally = Arc::new(Tally::default());
+    let mut door = Box::pin(incoming(listener, configs, Arc::clone(&tally)));
+    let (admitted, mut guests) = mpsc::channel(1);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        while let Some(connection) = door.next().await {
+            admitted.send(connection.unwrap()).await.unwrap();
+        }
+    });
+    let stranger = TlsConnector::from(client_config(&ca, Some(&foreign)));
+    let (bad, good) = ([127, 0, 0, 66], [127, 0, 0, 7]);
+    // However slow this machine is, it fails faster than its debts are paid.
+    while tally.turned_away() == 0 {
+        let all = (0..2 * FAILURES).map(|_| knock(&stranger, bad, address));
+        futures_util::future::join_all(all).await;
+    }
+    assert!(tally.failed() >= u64::from(FAILURES), "{tally:?}");
+    // Others are not concerned, nor is the node itself, however often it fails.
+    let local = (0..2 * FAILURES).map(|_| knock(&stranger, [127, 0, 0, 1], address));
+    let (failed, away) = (tally.failed(), tally.turned_away());
+    futures_util::future::join_all(local).await;
+    while tally.failed() - failed < u64::from(2 * FAILURES) {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(tally.turned_away(), away);
+    let fine = TlsConnector::from(client_config(&ca, Some(&ca)));
+    for source in [good, [127, 0, 0, 1]] {
+        let name = ServerName::try_from("127.0.0.1").unwrap();
+        let stream = dial_from(source, address).await;
+        let (_client, guest) = tokio::join!(fine.connect(name, stream), guests.recv());
+        assert_eq!(guest.unwrap().connect_info().address.ip(), IpAddr::from(source));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flood_of_failures_from_one_source_costs_a_handshake_a_second() {
+    let ca = authority();
+    let (connect, connections) = mpsc::channel(8);
+    let (_config, configs) = watch::channel(server_config(&ca, "node"));
+    let (open, tally) = (Arc::new(AtomicUsize::new(0)), Arc::new(Tally::default()));
+    let mut door = Box::pin(shaken(Memory(connections), configs, Arc::clone(&tally)));
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move { door.next().await.map(drop).unwrap() });
+    // A hello, and no more: it costs us what any handshake does.
+    let mut hello = Vec::new();
+    let name = ServerName::try_from("127.0.0.1").unwrap();
+    let mut client = rustls::ClientConnection::new(client_config(&ca, None), name).unwrap();
+    client.write_tls(&mut hello).unwrap();
+    let began = Instant::now();
+    let mut tries = 0_u64;
+    while began.elapsed() < Duration::from_secs(100) {
+        let (mut stream, server) = tokio::io::duplex(4096);
+        open.fetch_add(1, Ordering::Relaxed);
+        // The whole network of 64 bits is one source.
+        let address: std::net::Ipv6Addr = (0x2001_0db8_u128 << 96 | u128::from(tries)).into();
+        connect.send((Counted(server, Arc::clone(&open)), (address, 1).into())).await.unwrap();
+        stream.write_all(&hello).await.unwrap();
+        stream.shutdown().await.unwrap();
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+        tries += 1;
+    }
+    let failed = tally.failed();
+    assert!((u64::from(FAILURES)..u64::from(FAILURES) + 102).contains(&failed), "{failed}");
+    assert_eq!(tally.turned_away() + failed, tries);
+    assert_eq!(open.load(Ordering::Relaxed), 0);
 }

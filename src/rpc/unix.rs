@@ -6,14 +6,17 @@ use std::fs::{self, DirBuilder, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use futures_util::stream::{self, Stream};
 use http::Uri;
+use http::uri::{Authority, Scheme};
 use hyper_util::rt::TokioIo;
 use tokio::net::{UnixListener, UnixStream};
 use tonic::transport::Channel;
 
 use crate::accept::Failures;
+use crate::lane::{Lane, Terms};
 
 /// Mode of directories made for a socket.
 const DIRECTORY_MODE: u32 = 0o700;
@@ -64,17 +67,33 @@ pub fn channel(path: impl Into<PathBuf>) -> Channel {
     let path = path.into();
     let connector = tower::service_fn(move |_: Uri| {
         let path = path.clone();
-        async move {
-            let connection = UnixStream::connect(&path).await.map_err(|error| {
-                io::Error::new(error.kind(), format!("connect to {}: {error}", path.display()))
-            })?;
-            Ok::<_, io::Error>(TokioIo::new(connection))
-        }
+        async move { dial(&path).await.map(TokioIo::new) }
     });
     crate::endpoint(Uri::from_static("http://localhost"))
         .initial_stream_window_size(crate::LOCAL_STREAM_WINDOW)
         .initial_connection_window_size(crate::LOCAL_CONNECTION_WINDOW)
         .connect_with_connector_lazy(connector)
+}
+
+/// As [`channel`], for a proxy.
+pub fn lane(path: impl Into<PathBuf>) -> Lane {
+    let path = Arc::new(path.into());
+    let terms = Terms {
+        scheme: Scheme::HTTP,
+        authority: Authority::from_static("localhost"),
+        stream_window: crate::LOCAL_STREAM_WINDOW,
+        connection_window: crate::LOCAL_CONNECTION_WINDOW,
+    };
+    Lane::new(terms, move || {
+        let path = Arc::clone(&path);
+        async move { dial(&path).await }
+    })
+}
+
+async fn dial(path: &Path) -> io::Result<UnixStream> {
+    UnixStream::connect(path).await.map_err(|error| {
+        io::Error::new(error.kind(), format!("connect to {}: {error}", path.display()))
+    })
 }
 
 #[cfg(test)]

@@ -152,7 +152,7 @@ impl Trustd {
             async move { Ok::<_, Infallible>(trust.call(request).await) }
         });
         info!(%address, "listening");
-        let incoming = places::admitted(tls::incoming(listener, configs), MOST);
+        let incoming = places::admitted(tls::incoming(listener, configs, Arc::default()), MOST);
         let serving = orlop_rpc::serve_within(LIMITS, service, incoming, shutdown);
         let looking = files.follow(options.look_every, |identity| {
             config.send_replace(Arc::clone(&identity.server));

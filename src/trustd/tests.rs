@@ -240,7 +240,7 @@ async fn a_certificate_from_trustd_opens_no_front_door() {
     let service = tower::service_fn(|_| async {
         Ok::<_, Infallible>(Status::aborted("inside").into_http::<tonic::body::Body>())
     });
-    let incoming = tls::incoming(listener, configs);
+    let incoming = tls::incoming(listener, configs, Arc::default());
     tasks.spawn(async move {
         orlop_rpc::server().serve_with_incoming(service, incoming).await.unwrap();
     });
