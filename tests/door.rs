@@ -8,8 +8,10 @@ use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use http::uri::PathAndQuery;
 use orlop_pki::{Authority, KeyKind, Leaf, Pair, Usage};
 use orlop_proto::grpc::health::v1::HealthCheckRequest;
 use orlop_proto::grpc::health::v1::health_check_response::ServingStatus;
@@ -18,7 +20,7 @@ use orlop_proto::machine::machine_service_server::{MachineService, MachineServic
 use orlop_proto::machine::{MemInfo, Memory, MemoryResponse};
 use orlop_rt::CancellationToken;
 use prost::Message as _;
-use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, Value};
+use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
 use prost_types::FileDescriptorProto;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::transport::Channel;
@@ -77,7 +79,7 @@ impl MachineService for Machine {
 
 /// A node: apid on a port, routerd behind it, and a machine behind that.
 struct Node {
-    ca: Authority,
+    ca: Arc<Authority>,
     port: u16,
     _folder: tempfile::TempDir,
     _daemons: [Daemon; 2],
@@ -85,6 +87,12 @@ struct Node {
 
 impl Node {
     fn start() -> Self {
+        let ca = Authority::generate("talos", KeyKind::Ed25519, HOUR, SystemTime::now()).unwrap();
+        Self::start_before(Arc::new(ca), 1)
+    }
+
+    /// A node of the cluster of `ca`, for which the others are where `target_port` is.
+    fn start_before(ca: Arc<Authority>, target_port: u16) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = |name| folder.path().join(name);
         let (machined, routerd, secrets) = (path("machine.sock"), path("r.sock"), path("apid"));
@@ -92,12 +100,16 @@ impl Node {
         let machine = MachineServiceServer::new(Machine);
         let (forever, grace) = (CancellationToken::new(), Duration::ZERO);
         tokio::spawn(orlop_rpc::serve(machine, incoming, forever, grace));
-        let ca = Authority::generate("talos", KeyKind::Ed25519, HOUR, SystemTime::now()).unwrap();
         let own = issue(&ca, Usage::Server, "");
+        let client = issue(&ca, Usage::Client, "os:impersonator");
         fs::create_dir(&secrets).unwrap();
-        for (name, text) in
-            [("ca.crt", &*ca.pair().crt), ("tls.key", own.key.expose()), ("tls.crt", &*own.crt)]
-        {
+        for (name, text) in [
+            ("ca.crt", &*ca.pair().crt),
+            ("tls.key", own.key.expose()),
+            ("tls.crt", &*own.crt),
+            ("client.key", client.key.expose()),
+            ("client.crt", &*client.crt),
+        ] {
             fs::write(secrets.join(name), text).unwrap();
         }
         let none = path("none.sock");
@@ -109,7 +121,13 @@ impl Node {
         ];
         let (router, _) = Daemon::start("routerd", &options, "socket=");
         let listen = Path::new("127.0.0.1:0");
-        let options = [("--listen", listen), ("--secrets", &*secrets), ("--routerd", &*routerd)];
+        let target_port = target_port.to_string();
+        let options = [
+            ("--listen", listen),
+            ("--secrets", &*secrets),
+            ("--routerd", &*routerd),
+            ("--target-port", Path::new(&target_port)),
+        ];
         let (door, port) = Daemon::start("apid", &options, "address=127.0.0.1:");
         let port = port.parse().unwrap();
         Self { ca, port, _folder: folder, _daemons: [door, router] }
@@ -211,7 +229,9 @@ async fn described(channel: &Channel, symbol: &str) -> DescriptorPool {
 #[tokio::test]
 async fn a_client_that_knows_only_what_reflection_tells_calls_memory() {
     let node = Node::start();
-    let channel = node.channel("os:reader");
+    // Another one, whose apid asks the first.
+    let front = Node::start_before(Arc::clone(&node.ca), node.port);
+    let channel = front.channel("os:reader");
     let list = v1::server_reflection_request::MessageRequest::ListServices(String::new());
     let answer = ask(&channel, list).await;
     let v1::server_reflection_response::MessageResponse::ListServicesResponse(list) = answer else {
@@ -228,16 +248,32 @@ async fn a_client_that_knows_only_what_reflection_tells_calls_memory() {
     let pool = described(&channel, "machine.MachineService").await;
     let service = pool.get_service_by_name("machine.MachineService").unwrap();
     let method = service.methods().find(|method| method.name() == "Memory").unwrap();
-    let path = format!("/{}/{}", service.full_name(), method.name()).parse().unwrap();
+    let path: PathAndQuery = format!("/{}/{}", service.full_name(), method.name()).parse().unwrap();
     let mut client = tonic::client::Grpc::new(channel);
-    client.ready().await.unwrap();
-    let question = Request::new(DynamicMessage::new(method.input()));
-    let answer = client.unary(question, path, Dynamic(method.output())).await.unwrap().into_inner();
-    let messages = answer.get_field_by_name("messages").unwrap();
-    let [Value::Message(entry)] = messages.as_list().unwrap() else { panic!("{messages:?}") };
-    let meminfo = entry.get_field_by_name("meminfo").unwrap();
-    let total = meminfo.as_message().unwrap().get_field_by_name("memtotal").unwrap();
-    assert_eq!(total.as_u64(), Some(4096));
+    for nodes in [&[][..], &["127.0.0.1"], &["127.0.0.1", "127.0.0.1"]] {
+        let mut question = Request::new(DynamicMessage::new(method.input()));
+        for node in nodes {
+            question.metadata_mut().append("nodes", node.parse().unwrap());
+        }
+        client.ready().await.unwrap();
+        let answer = client.unary(question, path.clone(), Dynamic(method.output())).await;
+        let answer = answer.unwrap().into_inner();
+        let messages = answer.get_field_by_name("messages").unwrap();
+        let entries = messages.as_list().unwrap();
+        assert_eq!(entries.len(), nodes.len().max(1));
+        for entry in entries {
+            let entry = entry.as_message().unwrap();
+            let field =
+                |of: &DynamicMessage, name| of.get_field_by_name(name).unwrap().into_owned();
+            let meminfo = field(entry, "meminfo");
+            let total = field(meminfo.as_message().unwrap(), "memtotal");
+            assert_eq!(total.as_u64(), Some(4096));
+            // Who was asked through another node is named by it.
+            let metadata = field(entry, "metadata");
+            let name = field(metadata.as_message().unwrap(), "hostname");
+            assert_eq!(name.as_str().unwrap(), nodes.first().copied().unwrap_or_default());
+        }
+    }
 }
 
 #[tokio::test]

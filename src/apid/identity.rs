@@ -56,8 +56,14 @@ impl Identity {
     pub(crate) fn is_own(&self, target: &Target) -> bool {
         let Ok(name) = ServerName::try_from(target.host.as_str()) else { return false };
         let loopback = match &name {
-            ServerName::IpAddress(address) => std::net::IpAddr::from(*address).is_loopback(),
-            _ => target.host == "localhost",
+            ServerName::IpAddress(address) => {
+                std::net::IpAddr::from(*address).to_canonical().is_loopback()
+            }
+            // RFC 6761 §6.3; with a dot behind it, it is the same name.
+            _ => {
+                let host = target.host.strip_suffix('.').unwrap_or(&target.host);
+                host.eq_ignore_ascii_case("localhost")
+            }
         };
         loopback
             || ParsedCertificate::try_from(&self.certificate)

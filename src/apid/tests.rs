@@ -75,16 +75,19 @@ fn client_pair(ca: &Authority, roles: &[&str]) -> Pair {
     ca.issue(&leaf, SystemTime::now()).unwrap()
 }
 
-fn server_pair(ca: &Authority, address: IpAddr) -> Pair {
-    let leaf = Leaf {
+fn server_leaf(address: IpAddr) -> Leaf {
+    Leaf {
         common_name: "node".to_owned(),
         organizations: Vec::new(),
         usage: Usage::Server,
         dns: vec!["localhost".to_owned()],
         ips: vec![address],
         lifetime: HOUR,
-    };
-    ca.issue(&leaf, SystemTime::now()).unwrap()
+    }
+}
+
+fn server_pair(ca: &Authority, address: IpAddr) -> Pair {
+    ca.issue(&server_leaf(address), SystemTime::now()).unwrap()
 }
 
 fn write(folder: &Path, files: &[(&str, &str)]) {
@@ -388,6 +391,80 @@ async fn a_node_named_by_loopback_is_asked_once_and_by_itself() {
     client.hostname(with((), &[("proxyfrom", "x"), ("nodes", "127.0.0.9")])).await.unwrap();
     called(&mut node).await;
     assert!(node.seen.is_empty(), "each call came once");
+}
+
+/// A name that every resolver takes for 127.0.0.1 (inet_aton(3)), and no address to us.
+const LOOPBACK: &str = "0x7f000001";
+
+#[tokio::test]
+async fn a_name_that_resolves_to_loopback_leads_to_the_node_once_or_nowhere() {
+    let mut cluster = Cluster::new();
+    // Its certificate speaks for the name.
+    let secrets = cluster.secrets(1, true);
+    let own = Leaf { dns: vec![LOOPBACK.to_owned()], ..server_leaf(Ipv4Addr::LOCALHOST.into()) };
+    let own = cluster.ca.issue(&own, SystemTime::now()).unwrap();
+    write(secrets.path(), &[("tls.key", own.key.expose()), ("tls.crt", &own.crt)]);
+    let mut node = cluster.start(1, secrets, false).await;
+    let mut client = cluster.admin(&node);
+    for key in ["node", "nodes"] {
+        client.hostname(with((), &[(key, LOOPBACK)])).await.unwrap();
+        let metadata = called(&mut node).await;
+        assert_eq!(values(&metadata, "proxyfrom"), [format!("127.0.0.1:{}", cluster.port)]);
+        assert_eq!((values(&metadata, "node").len(), values(&metadata, "nodes").len()), (0, 0));
+    }
+    // Named twice, it is asked twice, and no more.
+    let twice = with((), &[("nodes", LOOPBACK), ("nodes", "127.0.0.1")]);
+    let answer = client.hostname(twice).await.unwrap().into_inner();
+    assert_eq!(entries(answer), [format!("{LOOPBACK} node-1"), "127.0.0.1 node-1".to_owned()]);
+    called(&mut node).await;
+    called(&mut node).await;
+    assert!(node.seen.is_empty());
+}
+
+#[tokio::test]
+async fn a_name_that_resolves_to_a_node_whose_certificate_has_another_is_not_asked() {
+    let mut cluster = Cluster::new();
+    let node = cluster.node(1, true).await;
+    let mut client = cluster.admin(&node);
+    let answer = client.hostname(with((), &[("nodes", LOOPBACK)])).await.unwrap().into_inner();
+    let [entry] = &entries(answer)[..] else { panic!("one node was named") };
+    assert!(entry.starts_with(LOOPBACK) && entry.contains("not valid for name"), "{entry}");
+    let status = client.hostname(with((), &[("node", LOOPBACK)])).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable);
+    assert!(status.message().contains("not valid for name"), "{status}");
+    assert!(node.seen.is_empty());
+}
+
+#[tokio::test]
+async fn a_worker_takes_names_of_its_own_for_itself_and_no_others() {
+    let mut cluster = Cluster::new();
+    let worker = cluster.node(1, false).await;
+    let mut client = cluster.admin(&worker);
+    for name in [
+        "localhost",
+        "LocalHost",
+        "localhost.",
+        "127.0.0.1",
+        "127.9.9.9",
+        "::1",
+        "[::1]",
+        "::ffff:127.0.0.1",
+    ] {
+        for key in ["node", "nodes"] {
+            let answer = client.hostname(with((), &[(key, name)])).await.unwrap().into_inner();
+            assert_eq!(answer.messages[0].metadata, None, "{key} {name}");
+        }
+    }
+    // Where another name leads to is not asked, and two are never itself alone.
+    let two = &[("nodes", "localhost"), ("nodes", "localhost")][..];
+    for targets in [&[("nodes", LOOPBACK)][..], &[("node", LOOPBACK)], two] {
+        let denied = client.hostname(with((), targets)).await.unwrap_err();
+        assert_eq!(
+            (denied.code(), denied.message()),
+            (Code::PermissionDenied, "no request forwarding"),
+            "{targets:?}"
+        );
+    }
 }
 
 #[tokio::test]
