@@ -18,6 +18,7 @@
 //! - [`admission`]: what the cluster's own rules add to a write, and what they refuse.
 //! - [`audit`]: what is kept of requests.
 //! - [`flow`]: how much is done at a time; [`metrics`]: what is counted.
+//! - [`loops`]: what a cluster does by itself: namespaces that end, garbage, what every namespace has.
 //! - [`strategic`]: strategic merge patches.
 //! - [`strategy`]: defaults, what is refused, deletion, subresources: what is particular about each resource.
 //!
@@ -33,6 +34,7 @@ pub mod identity;
 pub mod flow;
 pub mod json;
 pub mod metrics;
+pub mod loops;
 pub mod object;
 pub mod protobuf;
 pub mod quantity;
