@@ -61,6 +61,7 @@ pub static TARGETS: &[Target] = &[
     ("audit_policy", audit_policy, &[AUDIT_POLICY]),
     ("kube_selectors", kube_selectors, &[b"app in (a,b),!x,n>3", b"metadata.name=a\\,b"]),
     ("kube_quantity", kube_quantity, &[b"1.5Gi", b"-100m", b"12e-6"]),
+    ("kube_strategies", kube_strategies, &[STRATEGY_POD, STRATEGY_DEPLOYMENT, STRATEGY_SERVICE]),
     ("strategic_patch", strategic_patch, &[PATCH]),
     ("kube_static_tokens", kube_static_tokens, &[b"abc,anna,1,\"a,b\"\r\ndef,eve,2\n"]),
     ("kube_signed_token", kube_signed_token, &[SIGNED_TOKEN]),
@@ -200,6 +201,32 @@ pub fn kube_signed_token(bytes: &[u8]) {
     }
 }
 
+/// A byte that names a resource, and an object of it.
+pub fn kube_strategies(bytes: &[u8]) {
+    use orlop_apiserver::object::{Object, User};
+    use orlop_apiserver::resources::RESOURCES;
+    use orlop_apiserver::{json, strategy};
+    let Some((which, body)) = bytes.split_first() else { return };
+    let resource = &RESOURCES[usize::from(*which) % RESOURCES.len()];
+    let Ok(body) = json::read(body, resource.schema) else { return };
+    let mut object = body.object;
+    strategy::default(resource, &mut object);
+    let once = object.clone();
+    strategy::default(resource, &mut object);
+    assert_eq!(object, once, "twice is once");
+    strategy::prepare_create(resource, &mut object, &User::apiserver());
+    drop(strategy::validate_create(resource, &object));
+    let now = time::OffsetDateTime::UNIX_EPOCH;
+    for sub in ["", "status", "approval", "finalize", "ephemeralcontainers", "resize"] {
+        for old in [&once, &Object::new()] {
+            let mut new = once.clone();
+            strategy::prepare_update(resource, sub, &mut new, old, now);
+            drop(strategy::validate_update(resource, sub, &new, old));
+        }
+    }
+    drop(strategy::deletion(resource, &once, &strategy::DeleteOptions::default(), now));
+}
+
 pub fn strategic_patch(bytes: &[u8]) {
     let Ok(serde_json::Value::Object(patch)) = serde_json::from_slice(bytes) else { return };
     let Ok(serde_json::Value::Object(mut pod)) = serde_json::from_slice(POD) else { return };
@@ -218,6 +245,13 @@ MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEf83OJ3D2xF1Bg8vub9tLe1gHMzV7
 ";
 const POD: &[u8] = br#"{"kind":"Pod","apiVersion":"v1","metadata":{"name":"a","labels":{"x":"y"},"finalizers":["f"]},
     "spec":{"containers":[{"name":"a","image":"i","ports":[{"containerPort":80}],"env":[{"name":"E"}]}]}}"#;
+const STRATEGY_POD: &[u8] = br#"L{"metadata":{"name":"a","deletionTimestamp":"2026-01-01T00:00:00Z"},"spec":{"volumes":
+    [{"name":"v","secret":{"secretName":"s"}}],"containers":[{"name":"a","image":"i","env":[{"name":"E"}],"resources":
+    {"limits":{"cpu":"1"}},"livenessProbe":{"httpGet":{"port":"http"}},"volumeMounts":[{"name":"v"}]}]}}"#;
+const STRATEGY_DEPLOYMENT: &[u8] = br#"[{"metadata":{"name":"a","labels":{"a":"b"}},"spec":{"replicas":1,"selector":
+    {"matchLabels":{"a":"b"}},"strategy":{"rollingUpdate":{"maxSurge":"25%"}},"template":{"metadata":{"labels":{"a":"b"}}}}}"#;
+const STRATEGY_SERVICE: &[u8] = br#"R{"spec":{"type":"NodePort","clusterIP":"10.0.0.1","ports":[{"port":80,"nodePort":30001,
+    "targetPort":"http"}],"externalIPs":["1.2.3.4"],"selector":{"a":"b"}}}"#;
 const PATCH: &[u8] = br#"{"metadata":{"labels":{"x":null},"$deleteFromPrimitiveList/finalizers":["f"]},"spec":
     {"$setElementOrder/containers":[{"name":"a"},{"name":"b"}],"containers":[{"name":"b","$patch":"delete"},{"name":"a"}]}}"#;
 /// A pod of one name in its envelope.

@@ -235,7 +235,8 @@ fn pod(pod: &mut Object) {
             if host_network && let Some(Value::Array(ports)) = container.get_mut("ports") {
                 for port in ports.iter_mut().filter_map(Value::as_object_mut) {
                     let given = port.get("hostPort").is_some_and(|port| !is_zero(port));
-                    if let (false, Some(own)) = (given, port.get("containerPort").cloned()) {
+                    let own = port.get("containerPort").filter(|own| !is_zero(own)).cloned();
+                    if let (false, Some(own)) = (given, own) {
                         port.insert("hostPort".to_owned(), own);
                     }
                 }

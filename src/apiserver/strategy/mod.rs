@@ -11,9 +11,11 @@ mod field;
 mod pod;
 mod prepare;
 mod service;
+mod validate;
 
 pub use defaults::default;
 pub use deletion::{DeleteOptions, Deletion, deletion, is_done};
 pub use field::field;
 pub use pod::qos_class;
 pub use prepare::{prepare_create, prepare_update};
+pub use validate::{validate_create, validate_update};

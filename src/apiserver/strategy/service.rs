@@ -120,7 +120,9 @@ fn same_addresses(new: &mut Object, old: Option<&Object>) {
     let all_same = items(old, "/spec/clusterIPs").eq(&all);
     match (changed, all_same) {
         (true, true) if one.is_empty() => remove(new, "spec", "clusterIPs"),
-        (true, true) => set(new, &["spec", "clusterIPs"], json!([one])),
+        (true, same) if !one.is_empty() && (same || all.is_empty()) => {
+            set(new, &["spec", "clusterIPs"], json!([one]));
+        }
         (false, false) if all.is_empty() => remove(new, "spec", "clusterIP"),
         _ => {}
     }
