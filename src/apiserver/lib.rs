@@ -10,7 +10,6 @@
 //! - [`yaml`]: the same in YAML; [`encoding`]: which form a client asks for and which it sends, and gzip.
 //! - [`resources`]: what is served, in which group, with which verbs and subresources.
 //! - [`discovery`]: that table as clients ask for it.
-//! - [`table`]: objects as `kubectl get` shows them.
 //! - [`request`]: what a request is about; [`status`]: how it ends when it does not end well.
 //! - [`quantity`]: amounts, as `100m` and `1Gi`.
 //! - [`selector`]: label and field selectors.
@@ -21,8 +20,9 @@
 //! - [`loops`]: what a cluster does by itself: namespaces that end, garbage, what every namespace has.
 //! - [`strategic`]: strategic merge patches.
 //! - [`strategy`]: defaults, what is refused, deletion, subresources: what is particular about each resource.
-//!
-//! The server itself, its store and its verbs are yet to come.
+//! - [`storage`]: objects in the store and in memory; [`registry`]: the verbs over it.
+//! - [`versions`]: kinds that are served in two groups or versions and stored in one.
+//! - [`server`]: connections, requests, answers; `run`: the role's start.
 
 pub mod admission;
 pub mod audit;
@@ -30,20 +30,28 @@ pub mod authn;
 pub mod authz;
 pub mod discovery;
 pub mod encoding;
-pub mod identity;
 pub mod flow;
+mod gates;
+pub mod identity;
 pub mod json;
 pub mod metrics;
 pub mod loops;
 pub mod object;
 pub mod protobuf;
 pub mod quantity;
+mod random;
+pub mod registry;
 pub mod request;
 pub mod resources;
+mod run;
 pub mod schema;
 pub mod selector;
+pub mod server;
 pub mod status;
+pub mod storage;
 pub mod strategic;
 pub mod strategy;
-pub mod table;
+pub mod versions;
 pub mod yaml;
+
+pub use run::{Error, Options, Running, main};

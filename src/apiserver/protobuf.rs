@@ -180,7 +180,7 @@ fn put(out: &mut Vec<u8>, number: u32, kind: Kind, value: &Value) {
     }
 }
 
-fn put_bytes(out: &mut Vec<u8>, number: u32, bytes: &[u8]) {
+pub(crate) fn put_bytes(out: &mut Vec<u8>, number: u32, bytes: &[u8]) {
     encode_varint(u64::from(number << 3 | WireType::LengthDelimited as u32), out);
     encode_varint(bytes.len() as u64, out);
     out.extend(bytes);

@@ -13,6 +13,8 @@ pub static RESOURCES: LazyLock<Vec<Resource>> = LazyLock::new(read);
 /// A collection of objects.
 #[derive(Debug)]
 pub struct Resource {
+    /// Its row in the table.
+    pub index: usize,
     /// Empty: core.
     pub group: &'static str,
     /// `v1`.
@@ -53,6 +55,29 @@ const ALL_VERBS: &[&str] =
     &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
 
 impl Resource {
+    /// The resource as which its objects are stored: a kind that is served in two groups or versions is stored once.
+    #[must_use]
+    pub fn stored(&'static self) -> &'static Self {
+        let (group, version) = match (self.group, self.plural) {
+            ("events.k8s.io", "events") => ("", "v1"),
+            ("autoscaling", _) => ("autoscaling", "v2"),
+            _ => return self,
+        };
+        find(group, version, self.plural).unwrap_or(self)
+    }
+
+    /// Are there objects of it? Reviews and bindings are answered and forgotten.
+    #[must_use]
+    pub fn is_stored(&self) -> bool {
+        self.verbs.contains(&"watch")
+    }
+
+    /// Has it this subresource?
+    #[must_use]
+    pub fn subresource(&self, name: &str) -> Option<&Subresource> {
+        self.subresources.iter().find(|known| known.name == name)
+    }
+
     /// `deployments.apps`, as in messages.
     #[must_use]
     pub fn qualified(&self) -> String {
@@ -99,10 +124,10 @@ pub fn find(group: &str, version: &str, plural: &str) -> Option<&'static Resourc
 }
 
 fn read() -> Vec<Resource> {
-    include_str!("schema/resources.tsv").lines().map(read_row).collect()
+    include_str!("schema/resources.tsv").lines().enumerate().map(read_row).collect()
 }
 
-fn read_row(line: &'static str) -> Resource {
+fn read_row((index, line): (usize, &'static str)) -> Resource {
     let columns: Vec<&str> = line.split('\t').collect();
     let &[group_version, plural, kind, short, categories, scope, verbs, subresources, selectable] =
         &columns[..]
@@ -120,6 +145,7 @@ fn read_row(line: &'static str) -> Resource {
         .find_map(|place| SCHEMA.find(&format!("{place}/{version}"), kind))
         .expect("the schema has every kind of the table");
     Resource {
+        index,
         group,
         version,
         plural,

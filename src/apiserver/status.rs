@@ -32,6 +32,8 @@ pub struct Details {
     pub causes: Vec<Cause>,
     /// When to try again.
     pub retry_after_seconds: u32,
+    /// What a list that broke off can be gone on with: the body's `metadata.continue`.
+    pub token: String,
 }
 
 /// One thing that is wrong.
@@ -142,6 +144,26 @@ impl Status {
         Self::new(404, "NotFound", "the server could not find the requested resource")
     }
 
+    /// There is nothing of ours at a path; told in plain text ([`Status::is_plain`]).
+    #[must_use]
+    pub fn no_path(_path: &str) -> Self {
+        Self::new(404, "", "404 page not found")
+    }
+
+    /// Is it told in plain text?
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        self.code == 404 && self.reason.is_empty()
+    }
+
+    /// A JSON patch of too many steps.
+    #[must_use]
+    pub fn too_large_patch(limit: usize) -> Self {
+        let message =
+            format!("The allowed maximum operations in a JSON patch is {limit}, got more");
+        Self::new(413, "RequestEntityTooLarge", message)
+    }
+
     /// The resource does not have this verb.
     #[must_use]
     pub fn method_not_allowed() -> Self {
@@ -220,6 +242,20 @@ impl Status {
         status
     }
 
+    /// The parameters of a request cannot be as they are.
+    #[must_use]
+    pub fn invalid_options(kind: &str, causes: Vec<Cause>) -> Self {
+        let said: Vec<_> =
+            causes.iter().map(|cause| format!("{}: {}", cause.field, cause.message)).collect();
+        let said = if said.len() == 1 { said.concat() } else { format!("[{}]", said.join(", ")) };
+        let mut status =
+            Self::new(422, "Invalid", format!("{kind}.meta.k8s.io \"\" is invalid: {said}"));
+        status.details.group = "meta.k8s.io".to_owned();
+        status.details.kind = kind.to_owned();
+        status.details.causes = causes;
+        status
+    }
+
     /// There is more to do than there is room for.
     #[must_use]
     pub fn too_many_requests() -> Self {
@@ -233,6 +269,21 @@ impl Status {
     #[must_use]
     pub fn internal(why: &str) -> Self {
         Self::new(500, "InternalError", format!("Internal error occurred: {why}"))
+    }
+
+    /// The store has no room.
+    #[must_use]
+    pub fn full(what: &str) -> Self {
+        let message = format!(
+            "the store is full: {what}; nothing was written, remove what is not needed or give it more room"
+        );
+        Self::new(507, "InsufficientStorage", message)
+    }
+
+    /// It took longer than it may.
+    #[must_use]
+    pub fn timeout(message: impl Into<String>) -> Self {
+        Self::new(504, "Timeout", message)
     }
 
     /// The store does not answer.
@@ -256,7 +307,7 @@ impl Status {
     /// As it is sent.
     #[must_use]
     pub fn body(&self) -> Value {
-        let Details { name, group, kind, uid, causes, retry_after_seconds } = &*self.details;
+        let Details { name, group, kind, uid, causes, retry_after_seconds, token } = &*self.details;
         let mut details = serde_json::Map::new();
         for (key, text) in [("name", name), ("group", group), ("kind", kind), ("uid", uid)] {
             if !text.is_empty() {
@@ -285,6 +336,9 @@ impl Status {
             "reason": self.reason,
             "code": self.code,
         });
+        if !token.is_empty() {
+            body["metadata"] = json!({"continue": token});
+        }
         // Clients tell a resource that is not there from a path that is not by the details.
         if !details.is_empty() || matches!(self.code, 403 | 404) {
             body["details"] = details.into();

@@ -106,6 +106,14 @@ impl<IO: Connected<ConnectInfo = Peer>> Admitted<IO> {
     }
 }
 
+impl<IO> Admitted<IO> {
+    /// The connection itself.
+    #[must_use]
+    pub fn get_ref(&self) -> &IO {
+        &self.connection
+    }
+}
+
 impl<IO> Drop for Admitted<IO> {
     fn drop(&mut self) {
         let mut places = lock(&self.places);

@@ -422,6 +422,14 @@ pub struct Connection<Io = TcpStream> {
     peer: Peer,
 }
 
+impl<Io> Connection<Io> {
+    /// The protocol that was agreed on (ALPN, RFC 7301).
+    #[must_use]
+    pub fn protocol(&self) -> Option<&[u8]> {
+        self.stream.get_ref().1.alpn_protocol()
+    }
+}
+
 impl<Io> Connected for Connection<Io> {
     type ConnectInfo = Peer;
 

@@ -31,7 +31,7 @@ const CLAIM: &str = "kubernetes.io";
 const EXTRA: &str = "authentication.kubernetes.io";
 
 /// Signs and knows the tokens of one issuer.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Accounts {
     issuer: String,
     audiences: Vec<String>,

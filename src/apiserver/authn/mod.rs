@@ -63,7 +63,7 @@ pub enum Anonymous {
 }
 
 /// What is needed to know users.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Settings {
     /// PEM of the authorities of client certificates; none: no certificate counts.
     pub client_ca: Option<String>,

@@ -25,6 +25,7 @@ use home::Home;
 
 /// The flags; each is the reference's of this name.
 #[derive(Args, Clone, Debug, Default)]
+#[group(skip)]
 pub struct Options {
     /// The server's certificate, in PEM; without one the server makes all it needs in its data folder
     #[arg(long, value_name = "FILE", requires = "tls_private_key_file")]

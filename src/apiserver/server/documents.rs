@@ -1,0 +1,160 @@
+//! What the server says about itself: discovery, its version, its health, who issues its tokens.
+
+use http::header::{CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH, VARY};
+use http::{HeaderMap, Response, StatusCode};
+use serde_json::{Value, json};
+
+use super::Server;
+use super::body::Body;
+use super::form;
+use super::objects::{Call, answer, texts};
+use super::query::Query;
+use crate::authn::{issuer, review};
+use crate::authz::reviews;
+use crate::discovery;
+use crate::encoding::{self, Media, Offers, View};
+use crate::object::User;
+use crate::status::Status;
+
+/// What we say we are: clients look at the first two numbers.
+const VERSION: (&str, &str, &str) = ("1", "36", "v1.36.0");
+
+impl Server {
+    /// Answers what is no resource.
+    pub(super) fn document(
+        &self,
+        _user: &User,
+        method: &str,
+        path: &str,
+        headers: &HeaderMap,
+        query: &Query<'_>,
+    ) -> Result<Response<Body>, Status> {
+        if !matches!(method, "GET" | "HEAD") {
+            return Err(Status::method_not_allowed());
+        }
+        let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
+        let document = match &parts[..] {
+            [""] => json!({ "paths": paths() }),
+            ["version"] => version(),
+            ["api"] | ["apis"] => return self.groups(parts[0] == "api", headers),
+            ["api", version] => {
+                discovery::resources("", version).ok_or_else(|| Status::no_path(path))?
+            }
+            ["apis", group] => discovery::group(group).ok_or_else(|| Status::no_path(path))?,
+            ["apis", group, version] => {
+                discovery::resources(group, version).ok_or_else(|| Status::no_path(path))?
+            }
+            ["healthz" | "livez" | "readyz", ..] => return Ok(self.health(&parts, query)),
+            [".well-known", "openid-configuration"] => {
+                let server = format!("https://{}", self.address);
+                issuer::configuration(self.authenticator().accounts(), &server)
+            }
+            ["openid", "v1", "jwks"] => issuer::keys(self.authenticator().accounts()),
+            _ => return Err(Status::no_path(path)),
+        };
+        let offers = Offers { protobuf: false, ..Offers::default() };
+        let media = encoding::negotiate(&texts(headers, "accept"), offers)?;
+        Ok(answer(StatusCode::OK, media, form::encode(media.encoding, &document).into()))
+    }
+
+    /// `/api` and `/apis`, in the form of old clients and in that of new ones.
+    fn groups(&self, core: bool, headers: &HeaderMap) -> Result<Response<Body>, Status> {
+        let offers = Offers { discovery: true, ..Offers::default() };
+        let media = encoding::negotiate(&texts(headers, "accept"), offers)?;
+        let document = match media.view {
+            View::Discovery(version) => {
+                let mut document = discovery::aggregated(core);
+                document["apiVersion"] = format!("apidiscovery.k8s.io/{version}").into();
+                document
+            }
+            _ if core => discovery::api_versions(&self.address),
+            _ => discovery::groups(),
+        };
+        let body = form::encode(media.encoding, &document);
+        let tag = discovery::etag(&body);
+        let known =
+            headers.get(IF_NONE_MATCH).is_some_and(|known| known.as_bytes() == tag.as_bytes());
+        let mut response = if known {
+            answer(StatusCode::NOT_MODIFIED, media, Body::Empty)
+        } else {
+            answer(StatusCode::OK, media, body.into())
+        };
+        response.headers_mut().insert(VARY, HeaderValue::from_static("Accept"));
+        if let Ok(tag) = HeaderValue::from_str(&tag) {
+            response.headers_mut().insert(ETAG, tag);
+        }
+        Ok(response)
+    }
+
+    fn health(&self, _parts: &[&str], _query: &Query<'_>) -> Response<Body> {
+        let mut response = Response::new(Body::from(b"ok".to_vec()));
+        let text = HeaderValue::from_static("text/plain; charset=utf-8");
+        response.headers_mut().insert(CONTENT_TYPE, text);
+        response
+    }
+
+    /// Answers what is asked by posting an object that nobody stores.
+    pub(super) fn review(&self, call: &Call<'_>, body: &[u8]) -> Result<Response<Body>, Status> {
+        let resource = call.target.resource;
+        let (read, media) = call.read_review(body)?;
+        let answered = match resource.plural {
+            "tokenreviews" => {
+                review::token(&self.authenticator(), read, std::time::SystemTime::now())?
+            }
+            "selfsubjectreviews" => review::oneself(call.user, read),
+            _ => reviews::answer(
+                resource,
+                call.target.namespace,
+                call.user,
+                read,
+                &self.authorizers,
+            )?,
+        };
+        let body = form::encode(media.encoding, &Value::Object(answered));
+        Ok(answer(StatusCode::CREATED, Media { view: View::Whole, ..media }, body.into()))
+    }
+}
+
+/// `/version`.
+fn version() -> Value {
+    let (major, minor, tag) = VERSION;
+    json!({
+        "major": major,
+        "minor": minor,
+        "gitVersion": tag,
+        "gitCommit": orlop_rt::version::SHA,
+        "gitTreeState": "clean",
+        "buildDate": orlop_rt::version::BUILT,
+        "goVersion": orlop_rt::version::COMPILER,
+        "compiler": "rustc",
+        "platform": concat!("linux/", "amd64"),
+    })
+}
+
+/// What `/` lists.
+fn paths() -> Vec<String> {
+    let mut paths: Vec<String> = [
+        "/.well-known/openid-configuration",
+        "/api",
+        "/api/v1",
+        "/apis",
+        "/healthz",
+        "/livez",
+        "/metrics",
+        "/openapi/v2",
+        "/openapi/v3",
+        "/openid/v1/jwks",
+        "/readyz",
+        "/version",
+    ]
+    .map(str::to_owned)
+    .into();
+    for resource in crate::resources::RESOURCES.iter().filter(|resource| !resource.group.is_empty())
+    {
+        paths.push(format!("/apis/{}", resource.group));
+        paths.push(format!("/apis/{}", resource.api_version()));
+    }
+    paths.sort();
+    paths.dedup();
+    paths
+}
