@@ -226,6 +226,7 @@ impl Running {
             authenticator: RwLock::new(Arc::new(authenticator)),
             authorizers,
             address: SocketAddr::new(advertised, address.port()).to_string(),
+            handshakes: Arc::default(),
             shutdown: shutdown.clone(),
         });
         Ok(Self { server, listener, address, identity, loading, shutdown })
@@ -286,7 +287,8 @@ impl Running {
                 }
             }
         }));
-        let incoming = places::admitted(tls::incoming(listener, configs), MOST);
+        let tally = Arc::clone(&server.handshakes);
+        let incoming = places::admitted(tls::incoming(listener, configs, tally), MOST);
         server::serve(Arc::clone(&server), incoming, shutdown).await;
         server.registry.storage().store().close().await;
     }

@@ -26,7 +26,7 @@ use http::header::{
 };
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Limited};
-use orlop_rpc::tls::Peer;
+use orlop_rpc::tls::{Peer, Tally};
 use orlop_rt::CancellationToken;
 use tokio::time::timeout;
 use tracing::warn;
@@ -59,6 +59,8 @@ pub(crate) struct Server {
     pub(crate) authorizers: Authorizers,
     /// Where clients reach it: `10.0.0.1:6443`.
     pub(crate) address: String,
+    /// Of its listener.
+    pub(crate) handshakes: Arc<Tally>,
     pub(crate) shutdown: CancellationToken,
 }
 

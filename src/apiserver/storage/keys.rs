@@ -26,8 +26,6 @@ fn place(resource: &Resource) -> &'static str {
         ("", "services") => "services/specs",
         ("", "endpoints") => "services/endpoints",
         ("networking.k8s.io", "ingresses") => "ingress",
-        ("apiextensions.k8s.io", _) => "apiextensions.k8s.io/customresourcedefinitions",
-        ("apiregistration.k8s.io", _) => "apiregistration.k8s.io/apiservices",
         (_, plural) => plural,
     }
 }
@@ -74,13 +72,6 @@ mod tests {
             ("apps", "v1", "deployments", "a", "/registry/deployments/a/x"),
             ("networking.k8s.io", "v1", "ingresses", "a", "/registry/ingress/a/x"),
             ("events.k8s.io", "v1", "events", "a", "/registry/events/a/x"),
-            (
-                "apiextensions.k8s.io",
-                "v1",
-                "customresourcedefinitions",
-                "",
-                "/registry/apiextensions.k8s.io/customresourcedefinitions/x",
-            ),
         ] {
             let resource = find(group, version, plural).expect(plural);
             assert_eq!(super::key(resource, namespace, "x"), key);
