@@ -20,6 +20,7 @@
 //! - [`loops`]: what a cluster does by itself: namespaces that end, garbage, what every namespace has.
 //! - [`strategic`]: strategic merge patches.
 //! - [`strategy`]: defaults, what is refused, deletion, subresources: what is particular about each resource.
+//! - [`table`]: objects as `kubectl get` shows them, and objects of which only the metadata is told.
 //! - [`storage`]: objects in the store and in memory; [`registry`]: the verbs over it.
 //! - [`versions`]: kinds that are served in two groups or versions and stored in one.
 //! - [`server`]: connections, requests, answers; `run`: the role's start.
@@ -51,6 +52,7 @@ pub mod status;
 pub mod storage;
 pub mod strategic;
 pub mod strategy;
+pub mod table;
 pub mod versions;
 pub mod yaml;
 
