@@ -18,6 +18,7 @@
 //! - [`audit`]: what is kept of requests.
 //! - [`flow`]: how much is done at a time; [`metrics`]: what is counted.
 //! - [`loops`]: what a cluster does by itself: namespaces that end, garbage, what every namespace has.
+//! - [`visit`]: a request from its beginning to its end, for these three.
 //! - [`strategic`]: strategic merge patches.
 //! - [`strategy`]: defaults, what is refused, deletion, subresources: what is particular about each resource.
 //! - [`table`]: objects as `kubectl get` shows them, and objects of which only the metadata is told.
@@ -54,6 +55,7 @@ pub mod strategic;
 pub mod strategy;
 pub mod table;
 pub mod versions;
+pub mod visit;
 pub mod yaml;
 
 pub use run::{Error, Options, Running, main};
