@@ -10,6 +10,7 @@
 //! - [`yaml`]: the same in YAML; [`encoding`]: which form a client asks for and which it sends, and gzip.
 //! - [`resources`]: what is served, in which group, with which verbs and subresources.
 //! - [`discovery`]: that table as clients ask for it.
+//! - [`table`]: objects as `kubectl get` shows them.
 //! - [`request`]: what a request is about; [`status`]: how it ends when it does not end well.
 //! - [`quantity`]: amounts, as `100m` and `1Gi`.
 //! - [`selector`]: label and field selectors.
@@ -56,6 +57,7 @@ pub mod strategy;
 pub mod table;
 pub mod versions;
 pub mod visit;
+pub mod table;
 pub mod yaml;
 
 pub use run::{Error, Options, Running, main};
