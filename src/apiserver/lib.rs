@@ -37,8 +37,8 @@ pub mod flow;
 mod gates;
 pub mod identity;
 pub mod json;
-pub mod metrics;
 pub mod loops;
+pub mod metrics;
 pub mod object;
 pub mod protobuf;
 pub mod quantity;
@@ -57,7 +57,6 @@ pub mod strategy;
 pub mod table;
 pub mod versions;
 pub mod visit;
-pub mod table;
 pub mod yaml;
 
 pub use run::{Error, Options, Running, main};
