@@ -73,6 +73,10 @@ impl<'a> Target<'a> {
         Status::not_found(self.resource, self.name)
     }
 
+    fn valid(&self, name: &str, causes: Vec<Cause>) -> Result<(), Status> {
+        if causes.is_empty() { Ok(()) } else { Err(Status::invalid(self.resource, name, causes)) }
+    }
+
     fn conflict(&self, why: &str) -> Status {
         Status::conflict(self.resource, self.name, why)
     }
@@ -241,6 +245,7 @@ impl Registry {
         }
         strategy::default(resource, change.object);
         strategy::prepare_create(resource, change.object, writer.user);
+        target.valid(&name, strategy::validate_create(resource, change.object))?;
         for gate in &*self.gates {
             gate.check(&change).await?;
         }
@@ -360,6 +365,8 @@ impl Registry {
         strategy::default(resource, change.object);
         let now = OffsetDateTime::now_utc();
         strategy::prepare_update(resource, target.subresource, change.object, old, now);
+        let causes = strategy::validate_update(resource, target.subresource, change.object, old);
+        target.valid(target.name, causes)?;
         for gate in &*self.gates {
             gate.check(&change).await?;
         }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
+use time::OffsetDateTime;
 
 use super::body::{Body, Items};
 use crate::encoding::{Encoding, Media, View};
@@ -11,13 +12,15 @@ use crate::object::Object;
 use crate::resources::Resource;
 use crate::schema::SCHEMA;
 use crate::storage::cache::Entry;
-use crate::{protobuf, versions, yaml};
+use crate::{protobuf, table, versions, yaml};
 
 /// The form of an answer about objects of a resource.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Form {
     pub(crate) resource: &'static Resource,
     pub(crate) media: Media,
+    /// What rows of tables have besides their cells.
+    pub(crate) include: table::Include,
 }
 
 /// What is told of a list besides its items.
@@ -72,9 +75,28 @@ impl Form {
         out.into()
     }
 
-    /// A stored object as it is asked for.
-    pub(crate) fn one(&self, object: Object) -> Value {
-        Value::Object(versions::present(self.resource, object))
+    /// A stored object as it is asked for. `heads`: a table tells its columns.
+    pub(crate) fn one(&self, object: Object, heads: bool) -> Value {
+        let object = versions::present(self.resource, object);
+        match self.media.view {
+            View::Whole | View::Discovery(_) => Value::Object(object),
+            View::Metadata(version) => table::partial(&object, version),
+            View::Table(version) => {
+                let meta = table::metadata_of(&object);
+                self.table([&object], meta, version, heads)
+            }
+        }
+    }
+
+    fn table<'o>(
+        &self,
+        objects: impl IntoIterator<Item = &'o Object>,
+        meta: Value,
+        version: &'static str,
+        heads: bool,
+    ) -> Value {
+        let form = table::Form { version, include: self.include, heads };
+        table::table(self.resource, objects, meta, form, OffsetDateTime::now_utc())
     }
 
     /// An event of a watch.
@@ -104,7 +126,7 @@ impl Form {
         if self.is_plain() {
             return self.splice(&entry.body, 0).into();
         }
-        self.encode(&self.one(entry.object())).into()
+        self.encode(&self.one(entry.object(), true)).into()
     }
 
     /// A list of them.
@@ -128,15 +150,20 @@ impl Form {
             }
             return protobuf::seal(&version, &format!("{kind}List"), &raw).into();
         }
-        let items = objects.map(|mut object: Map<String, Value>| {
-            object.remove("kind");
-            object.remove("apiVersion");
-            Value::Object(object)
-        });
-        let items: Vec<Value> = items.collect();
-        let kind = format!("{kind}List");
-        let list =
-            json!({"kind": kind, "apiVersion": version, "metadata": meta.value(), "items": items});
+        let objects: Vec<Object> = objects.collect();
+        let list = match self.media.view {
+            View::Table(version) => self.table(&objects, meta.value(), version, true),
+            View::Metadata(version) => table::partial_list(&objects, meta.value(), version),
+            View::Whole | View::Discovery(_) => {
+                let items = objects.into_iter().map(|mut object: Map<String, Value>| {
+                    object.remove("kind");
+                    object.remove("apiVersion");
+                    Value::Object(object)
+                });
+                let (kind, items) = (format!("{kind}List"), items.collect::<Vec<Value>>());
+                json!({"kind": kind, "apiVersion": version, "metadata": meta.value(), "items": items})
+            }
+        };
         let bytes = self.encode(&list);
         if gzip { crate::encoding::gzip(&bytes).into() } else { bytes.into() }
     }

@@ -19,7 +19,7 @@ use crate::schema::TypeId;
 use crate::status::Status;
 use crate::storage::cache::Listed;
 use crate::strategy::DeleteOptions;
-use crate::{json as reader, protobuf, versions, yaml};
+use crate::{json as reader, protobuf, table, versions, yaml};
 
 /// Warnings that a client gets of one request.
 const MOST_WARNINGS: usize = 32;
@@ -67,9 +67,15 @@ impl<'a> Call<'a> {
     }
 
     fn form(&self, watch: bool) -> Result<Form, Status> {
-        let offers = Offers { protobuf: true, views: false, discovery: false, watch };
+        let offers = Offers { protobuf: true, views: true, discovery: false, watch };
         let media = encoding::negotiate(&texts(self.headers, "accept"), offers)?;
-        Ok(Form { resource: self.target.resource, media })
+        let include = self.query.get("includeObject").unwrap_or_default();
+        let include = table::Include::parse(include).ok_or_else(|| {
+            Status::bad_request(format!(
+                "the parameter includeObject is None, Metadata or Object, not {include:?}"
+            ))
+        })?;
+        Ok(Form { resource: self.target.resource, media, include })
     }
 
     /// The form of an answer that is no object of the resource: a scale, a review.
@@ -351,7 +357,7 @@ impl<'a> Call<'a> {
     fn done(&self, code: StatusCode, form: Form, done: &Done) -> Response<Body> {
         let body = match done {
             Done::Stored(entry) | Done::Removed(entry) => form.object(entry),
-            Done::Dry(object) => form.encode(&form.one(object.clone())).into(),
+            Done::Dry(object) => form.encode(&form.one(object.clone(), true)).into(),
         };
         answer(code, form.media, body)
     }

@@ -55,6 +55,8 @@ pub(crate) struct Watching {
     ends: Instant,
     shutdown: CancellationToken,
     over: bool,
+    /// Tables tell their columns once.
+    first: bool,
 }
 
 impl Watching {
@@ -127,6 +129,7 @@ impl Watching {
             ends,
             shutdown,
             over: false,
+            first: true,
         };
         watching.plan_bookmark();
         Ok(watching)
@@ -250,7 +253,8 @@ impl Watching {
     }
 
     fn write_object(&mut self, out: &mut BytesMut, kind: &str, object: Object) {
-        out.put(self.form.frame(kind, self.form.one(object)));
+        let heads = std::mem::take(&mut self.first);
+        out.put(self.form.frame(kind, self.form.one(object, heads)));
     }
 
     fn write(&mut self, out: &mut BytesMut, event: &Event) {
@@ -290,7 +294,8 @@ impl Watching {
             metadata["annotations"] = json!({ INITIAL_END: "true" });
         }
         let Value::Object(object) = json!({ "metadata": metadata }) else { return };
-        out.put(self.form.frame("BOOKMARK", self.form.one(object)));
+        let heads = std::mem::take(&mut self.first);
+        out.put(self.form.frame("BOOKMARK", self.form.one(object, heads)));
     }
 }
 
