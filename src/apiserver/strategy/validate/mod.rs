@@ -26,6 +26,7 @@ use crate::schema::{Kind, SCHEMA, Shape, TypeId};
 use crate::status::Cause;
 
 use self::names::cidr;
+pub(super) use self::workload::fits;
 
 /// What is wrong with a new object, after its defaults and preparation.
 #[must_use]

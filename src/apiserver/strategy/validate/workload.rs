@@ -62,7 +62,7 @@ pub(super) fn kind(resource: &Resource, object: &Object, causes: &mut Vec<Cause>
 }
 
 /// Does a selector fit labels? An empty one fits all.
-pub(super) fn fits(selector: &Value, labels: Option<&Value>) -> bool {
+pub(in crate::strategy) fn fits(selector: &Value, labels: Option<&Value>) -> bool {
     let label = |key: &str| labels.and_then(|labels| labels.get(key)?.as_str());
     let mut exact = selector["matchLabels"].as_object().into_iter().flatten();
     exact.all(|(key, value)| label(key) == value.as_str())
