@@ -3,8 +3,11 @@
 use std::time::Duration;
 
 use orlop_proto::machine::{
-    Event, EventsRequest, PhaseEvent, RestartEvent, SequenceEvent, ServiceStateEvent, TaskEvent,
+    AddressEvent, Event, EventsRequest, PhaseEvent, RestartEvent, SequenceEvent, ServiceStateEvent,
+    TaskEvent,
 };
+use orlop_proto::orlop::v1alpha1::network_change::What;
+use orlop_proto::orlop::v1alpha1::{NetworkChange, NetworkEvent};
 use prost::{DecodeError, Message};
 
 use crate::client::{Client, machine};
@@ -85,10 +88,44 @@ fn describe(name: &str, bytes: &[u8]) -> Result<(String, String), DecodeError> {
             let event = RestartEvent::decode(bytes)?;
             (String::new(), format!("reboot command {:#x}", event.cmd))
         }
+        "machine.AddressEvent" => {
+            let event = AddressEvent::decode(bytes)?;
+            (event.hostname, format!("ADDRESSES: {}", event.addresses.join(",")))
+        }
+        "orlop.v1alpha1.NetworkEvent" => {
+            let NetworkEvent { changes, more } = NetworkEvent::decode(bytes)?;
+            let mut told: Vec<_> = changes.iter().map(change).collect();
+            if more > 0 {
+                told.push(format!("{more} more"));
+            }
+            ("network".to_owned(), told.join(", "))
+        }
         _ => {
             (String::new(), format!("{} bytes of a kind this orlopctl does not know", bytes.len()))
         }
     })
+}
+
+fn change(change: &NetworkChange) -> String {
+    let action = change.action().as_str_name();
+    match &change.what {
+        Some(What::Link(link)) => {
+            let state = match (link.up, link.carrier) {
+                (false, _) => "down",
+                (true, false) => "no carrier",
+                (true, true) => "up",
+            };
+            format!("link {} {action} ({state}, mtu {})", link.name, link.mtu)
+        }
+        Some(What::Address(it)) => format!("address {} of {} {action}", it.address, it.link),
+        Some(What::Route(it)) => {
+            let [via, of] = [("via", &it.gateway), ("of", &it.link)].map(|(word, what)| {
+                if what.is_empty() { String::new() } else { format!(" {word} {what}") }
+            });
+            format!("route {}{via}{of} {action}", it.destination)
+        }
+        None => format!("something {action}"),
+    }
 }
 
 /// Columns of a table that never ends: they only grow, and start at what is usual.
@@ -118,6 +155,7 @@ impl Columns {
 #[cfg(test)]
 mod tests {
     use orlop_proto::common;
+    use orlop_proto::orlop::v1alpha1::{NetworkAddress, NetworkLink, NetworkRoute};
     use proptest::prelude::*;
 
     use super::*;
@@ -127,6 +165,10 @@ mod tests {
         let type_url = format!("talos/runtime/{name}");
         let data = prost_types::Any { type_url, value: message.encode_to_vec() };
         Event { metadata: None, data: Some(data), id: "cqe7tq5n2o8g02u8d4l0".to_owned() }
+    }
+
+    fn route() -> NetworkRoute {
+        NetworkRoute { destination: "0.0.0.0/0".to_owned(), ..NetworkRoute::default() }
     }
 
     #[test]
@@ -140,6 +182,31 @@ mod tests {
         let service = "apid".to_owned();
         let message = "Health check\nsuccessful".to_owned();
         let state = ServiceStateEvent { service, action: 3, message };
+        let addresses = vec!["10.0.0.2".to_owned(), "fd00::2".to_owned()];
+        let addresses = AddressEvent { hostname: "control-1".to_owned(), addresses };
+        let link = "eth0".to_owned();
+        let whats = [
+            (2, What::Route(NetworkRoute { destination: "10.1.0.0/16".to_owned(), ..route() })),
+            (
+                1,
+                What::Link(NetworkLink {
+                    name: link.clone(),
+                    mtu: 1500,
+                    up: true,
+                    ..NetworkLink::default()
+                }),
+            ),
+            (
+                0,
+                What::Address(NetworkAddress {
+                    link: link.clone(),
+                    address: "10.0.0.2/24".to_owned(),
+                }),
+            ),
+            (0, What::Route(NetworkRoute { link, gateway: "10.0.0.1".to_owned(), ..route() })),
+        ];
+        let changes = whats.map(|(action, what)| NetworkChange { action, what: Some(what) });
+        let network = NetworkEvent { changes: changes.to_vec(), more: 3 };
         let events = [
             event("machine.SequenceEvent", &sequence(1, None)),
             event("machine.PhaseEvent", &PhaseEvent { phase: "services".to_owned(), action: 0 }),
@@ -150,7 +217,9 @@ mod tests {
             event("machine.ServiceStateEvent", &state),
             event("machine.SequenceEvent", &sequence(0, Some(fatal))),
             event("machine.RestartEvent", &RestartEvent { cmd: 0x0123_4567 }),
-            event("machine.AddressEvent", &PhaseEvent { phase: "x".to_owned(), action: 0 }),
+            event("machine.AddressEvent", &addresses),
+            event("orlop.v1alpha1.NetworkEvent", &network),
+            event("machine.NewEvent", &PhaseEvent { phase: "x".to_owned(), action: 0 }),
             Event::default(),
         ];
         let mut columns = Columns::new(8);
@@ -170,9 +239,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn describing_an_event_never_panics(kind in 0usize..6, bytes: Vec<u8>) {
-            let names = ["SequenceEvent", "PhaseEvent", "TaskEvent", "ServiceStateEvent", "RestartEvent", "X"];
-            let _ = describe(&format!("machine.{}", names[kind]), &bytes);
+        fn describing_an_event_never_panics(kind in 0usize..8, bytes: Vec<u8>) {
+            let names = ["machine.SequenceEvent", "machine.PhaseEvent", "machine.TaskEvent", "machine.ServiceStateEvent",
+                "machine.RestartEvent", "machine.AddressEvent", "orlop.v1alpha1.NetworkEvent", "machine.X"];
+            let _ = describe(names[kind], &bytes);
         }
     }
 }

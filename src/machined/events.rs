@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use orlop_proto::machine;
+use orlop_proto::orlop::v1alpha1::NetworkEvent;
 use prost::Message;
 use prost_types::Any;
 use tokio::sync::watch;
@@ -45,6 +46,13 @@ impl Payload for machine::TaskEvent {
 }
 impl Payload for machine::ServiceStateEvent {
     const NAME: &'static str = "machine.ServiceStateEvent";
+}
+
+impl Payload for machine::AddressEvent {
+    const NAME: &'static str = "machine.AddressEvent";
+}
+impl Payload for NetworkEvent {
+    const NAME: &'static str = "orlop.v1alpha1.NetworkEvent";
 }
 
 /// Which past events a reader wants first.

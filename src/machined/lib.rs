@@ -39,6 +39,7 @@ pub mod meta;
 mod metrics;
 mod modules;
 mod mounts;
+mod network;
 mod node;
 mod plan;
 pub mod podlog;

@@ -34,6 +34,7 @@ use crate::etcd::host as etcd;
 use crate::handover;
 use crate::identity::{self, Keeper, Origin};
 use crate::metrics;
+use crate::network;
 use crate::node::{BOOT_LIMIT, Node};
 
 /// The one binary, on the read-only root.
@@ -179,6 +180,8 @@ pub(crate) async fn start_api(node: &Node) -> Result<(), Error> {
         async move { metrics::text(&node).await }
     };
     node.spawn(metrics::socket::serve(metrics::socket::SOCKET, text, shutdown));
+    let (events, shutdown) = (node.events().clone(), node.shutdown().clone());
+    node.spawn(network::follow(Path::new(NETWORKD_SOCKET), events, shutdown));
     // `/var` is mounted by now.
     node.logs().start(LOGS.into());
     start(node, Definition::new("machined", runner)).await

@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 /// A six-byte hardware address, printed as `02:00:00:00:00:01`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Mac(pub [u8; 6]);
 
 impl Mac {

@@ -13,7 +13,7 @@ use crate::Protocol;
 use crate::address::family;
 
 /// A routing table's number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Table(pub u32);
 
 impl Table {

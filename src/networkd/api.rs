@@ -1,34 +1,94 @@
-//! `network.NetworkService` and `health.Health` (node-api §5.7) on the unix socket.
+//! `network.NetworkService` and `health.Health` (node-api §5.7) on the unix socket, and what changed, for machined.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use futures_util::{StreamExt as _, stream};
 use orlop_netlink::{Address, Link, Mac, Netlink, Protocol, Route};
 use orlop_proto::network::network_service_server::{NetworkService, NetworkServiceServer};
 use orlop_proto::network::{self, AddressFamily};
+use orlop_proto::orlop::inside;
+use orlop_proto::orlop::inside::network_news_server::{NetworkNews, NetworkNewsServer};
+use orlop_proto::orlop::v1alpha1 as orlop;
 use orlop_rt::{CancellationToken, Chain};
-use tokio::sync::watch;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{broadcast, watch};
+use tonic::codegen::BoxStream;
 use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 use tracing::warn;
 
 use crate::Error;
+use crate::news::{self, Change, Notice, Standing, What};
 
 /// Answers on the socket `path` until `shutdown`.
 pub(crate) async fn serve(
     path: PathBuf,
-    netlink: Netlink,
-    ready: watch::Receiver<bool>,
+    Asked { netlink, ready, news }: Asked,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
-    let service = Routes::new(NetworkServiceServer::new(Api { netlink }));
+    let api = Api { netlink, news };
+    let service = Routes::new(NetworkServiceServer::new(api.clone()))
+        .add_service(NetworkNewsServer::new(api));
     let ready = move || *ready.borrow();
     orlop_rpc::health::serve(path, service, ready, shutdown).await.map_err(Error::Listen)
+}
+
+/// What calls are answered from.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    pub(crate) netlink: Netlink,
+    pub(crate) ready: watch::Receiver<bool>,
+    pub(crate) news: News,
+}
+
+/// Where those who follow the news are told. Clones share it.
+#[derive(Clone, Debug)]
+pub(crate) struct News {
+    standing: Arc<watch::Sender<Standing>>,
+    notices: broadcast::Sender<Arc<Notice>>,
+}
+
+/// Notices come seconds apart.
+const NOTICES: usize = 8;
+
+impl Default for News {
+    fn default() -> Self {
+        Self { standing: Arc::default(), notices: broadcast::Sender::new(NOTICES) }
+    }
+}
+
+impl News {
+    /// Tells all who follow, if anybody does.
+    pub(crate) fn tell(&self, notice: Notice) {
+        self.standing.send_replace(notice.standing.clone());
+        let _ = self.notices.send(notice.into());
+    }
 }
 
 #[derive(Clone, Debug)]
 struct Api {
     netlink: Netlink,
+    news: News,
+}
+
+#[tonic::async_trait]
+impl NetworkNews for Api {
+    async fn follow(&self, _: Request<()>) -> Result<Response<BoxStream<inside::News>>, Status> {
+        let notices = self.news.notices.subscribe();
+        let standing = self.news.standing.borrow().clone();
+        let first = message(&Notice { standing, ..Notice::default() });
+        let later = stream::unfold(notices, async |mut notices| match notices.recv().await {
+            Ok(notice) => Some((Ok(message(&notice)), notices)),
+            Err(RecvError::Lagged(count)) => {
+                let late = Status::data_loss(format!("{count} notices too late: follow again"));
+                Some((Err(late), notices))
+            }
+            Err(RecvError::Closed) => None,
+        });
+        Ok(Response::new(Box::pin(stream::iter([Ok(first)]).chain(later))))
+    }
 }
 
 #[tonic::async_trait]
@@ -59,10 +119,7 @@ fn interface(link: &Link, addresses: &[Address]) -> network::Interface {
         index: link.index,
         mtu: link.mtu,
         name: link.name.clone(),
-        hardwareaddr: link
-            .mac
-            .filter(|mac| *mac != Mac([0; 6]))
-            .map_or_else(String::new, |mac| mac.to_string()),
+        hardwareaddr: hardware_address(link.mac),
         flags: flags(link.flags),
         ipaddress: own.map(|address| address.net.to_string()).collect(),
     }
@@ -99,6 +156,59 @@ fn route(route: &Route, links: &[Link]) -> network::Route {
         },
         flags: route.flags,
     }
+}
+
+fn message(notice: &Notice) -> inside::News {
+    let Notice { changes, more, standing } = notice;
+    let event = orlop::NetworkEvent {
+        changes: changes.iter().map(change).collect(),
+        more: u32::try_from(*more).unwrap_or(u32::MAX),
+    };
+    inside::News {
+        hostname: standing.host_name.clone(),
+        addresses: standing.addresses.iter().map(ToString::to_string).collect(),
+        event: (!changes.is_empty() || *more > 0).then_some(event),
+    }
+}
+
+fn change(change: &Change) -> orlop::NetworkChange {
+    use orlop::network_change::{Action, What as Shown};
+    let action = match change.action {
+        news::Action::Added => Action::Added,
+        news::Action::Changed => Action::Changed,
+        news::Action::Removed => Action::Removed,
+    };
+    let what = match &change.what {
+        What::Link(link) => Shown::Link(orlop::NetworkLink {
+            name: link.name.clone(),
+            index: link.index,
+            mtu: link.mtu,
+            up: link.up,
+            carrier: link.carrier,
+            hardware_address: hardware_address(link.mac),
+            master: link.master.unwrap_or_default(),
+        }),
+        What::Address(link, it) => Shown::Address(orlop::NetworkAddress {
+            link: link.clone(),
+            address: it.net.to_string(),
+        }),
+        What::Route(link, route) => Shown::Route(orlop::NetworkRoute {
+            link: link.clone(),
+            destination: route.destination.to_string(),
+            gateway: route.gateway.map(|gateway| gateway.to_string()).unwrap_or_default(),
+            source: route.source.map(|source| source.to_string()).unwrap_or_default(),
+            metric: route.metric,
+            table: route.table.0,
+            r#type: route.kind.into(),
+        }),
+    };
+    orlop::NetworkChange { action: action.into(), what: Some(what) }
+}
+
+/// Empty where there is none, as on loopback.
+fn hardware_address(mac: Option<Mac>) -> String {
+    let some = mac.filter(|mac| *mac != Mac([0; 6]));
+    some.map(|mac| mac.to_string()).unwrap_or_default()
 }
 
 fn status(error: orlop_netlink::Error) -> Status {

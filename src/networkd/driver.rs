@@ -19,11 +19,13 @@ use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tracing::{Instrument as _, debug, info, info_span, warn};
 
 use crate::advertisement::Learned;
+use crate::api::News;
 use crate::dhcp::{Carrier, Keeper, Memory, Update, now, wait_until};
 use crate::holder::{Held, Place, Wanderer};
 use crate::machine::{Lease, Remembered, Uptime, Wishes};
 use crate::machine6;
 use crate::made::{self, Wanted};
+use crate::news::{self, LinkState, Look, Notice, Reporter, RouteState};
 use crate::plan::{self, Desired, Intent, Names, Observed, Operation, Settings, difference};
 use crate::resolver::driver::{self as resolver_driver, Sockets};
 use crate::resolver::machine::Known;
@@ -67,6 +69,9 @@ pub(crate) struct Driver {
     changes: Changes,
     duplicates: Duplicates,
     ready: watch::Sender<bool>,
+    /// Who hears what changed, and what they are told when.
+    news: News,
+    reporter: Reporter,
     /// What servers gave, by link.
     leases: BTreeMap<u32, Lease>,
     /// Who keeps them, by link.
@@ -116,6 +121,8 @@ pub(crate) struct Driver {
     neighbours: bool,
     /// The last names that an interface gave the node.
     named: Option<Names>,
+    /// The name that the files have.
+    host_name: Option<String>,
     /// The names the kernel was last told.
     told: Option<(String, Option<String>)>,
 }
@@ -153,6 +160,7 @@ enum Happened {
     ResolverEnded(Result<io::Result<()>, JoinError>),
     Timer,
     Look,
+    NewsDue,
     Shutdown,
 }
 
@@ -161,9 +169,8 @@ impl Driver {
         options: Options,
         settings: Settings,
         (netlink, direct): (Netlink, Direct),
-        changes: Changes,
-        duplicates: Duplicates,
-        ready: watch::Sender<bool>,
+        (changes, duplicates): (Changes, Duplicates),
+        (ready, news): (watch::Sender<bool>, News),
     ) -> Self {
         Self {
             options,
@@ -174,6 +181,8 @@ impl Driver {
             changes,
             duplicates,
             ready,
+            news,
+            reporter: Reporter::default(),
             leases: BTreeMap::new(),
             keepers: BTreeMap::new(),
             tasks: JoinSet::new(),
@@ -205,6 +214,7 @@ impl Driver {
             // Those of an earlier run.
             neighbours: true,
             named: None,
+            host_name: None,
             told: None,
         }
     }
@@ -219,6 +229,7 @@ impl Driver {
             self.tell_waiting();
             let timer = wait_until(self.wake_at());
             let look = wait_until(self.look_at);
+            let news = wait_until(self.reporter.wake_at());
             // All arms are cancel-safe.
             let happened = tokio::select! {
                 changed = self.changes.next() => Happened::Changed(changed),
@@ -232,6 +243,7 @@ impl Driver {
                 Some(ended) = self.resolver.join_next() => Happened::ResolverEnded(ended),
                 () = timer => Happened::Timer,
                 () = look => Happened::Look,
+                () = news => Happened::NewsDue,
                 () = shutdown.cancelled() => Happened::Shutdown,
             };
             match happened {
@@ -289,6 +301,12 @@ impl Driver {
                 Happened::Look => {
                     self.look_at = Some(now() + LOOK_INTERVAL);
                     settled = self.wireguard_is_right();
+                }
+                Happened::NewsDue => {
+                    settled = true;
+                    if let Some(notice) = self.reporter.due(now()) {
+                        self.tell(notice);
+                    }
                 }
                 Happened::Shutdown => {
                     self.leave().await;
@@ -396,6 +414,10 @@ impl Driver {
                     return self.try_again_later();
                 }
             };
+            if !self.reporter.began() {
+                // What we do ourselves at the start are changes, too.
+                self.report(&observed);
+            }
             let device = |link: &Link| selectors::Device::of_link(Path::new(DEVICES), &link.name);
             if let Some(selected) = self.given.selected(&observed.links, device) {
                 self.settings = selected;
@@ -433,7 +455,8 @@ impl Driver {
                 self.try_again_later();
             }
             if stuck || settled {
-                return self.publish(&intents, &observed, &desired);
+                self.publish(&intents, &observed, &desired);
+                return self.report(&observed);
             }
         }
     }
@@ -800,6 +823,7 @@ impl Driver {
 
     fn write_names(&mut self, names: &Names) {
         let identity = &names.identity;
+        self.host_name = Some(identity.host_name.clone());
         let resolvers = self.resolve_on_loopback(names);
         let resolv_conf = names::resolv_conf(&resolvers, &names.search);
         let hosts = names::hosts(identity, &self.settings.extra_hosts);
@@ -861,6 +885,42 @@ impl Driver {
         self.try_again_later();
         // What shall not be asked in clear text is not asked at all then.
         if encrypted { vec![own] } else { names.resolvers.clone() }
+    }
+
+    /// Notes what there is now, for those who hear what changed.
+    fn report(&mut self, observed: &Observed) {
+        let Observed { links, addresses, routes, .. } = observed;
+        let host_name = self.host_name.as_deref().unwrap_or_default();
+        let look = Look::new(links, addresses, routes, host_name);
+        if let Some(notice) = self.reporter.look(now(), look) {
+            self.tell(notice);
+        }
+    }
+
+    /// Others read of all links; the log has those that are ours.
+    fn tell(&mut self, notice: Notice) {
+        let ours = |change: &&news::Change| {
+            change.index().is_none_or(|index| self.since.contains_key(&index))
+        };
+        for change in notice.changes.iter().filter(ours) {
+            let action = change.action.word();
+            match &change.what {
+                news::What::Link(LinkState { name, mtu, up, carrier, .. }) => {
+                    info!(link = %name, mtu, up, carrier, "link {action}");
+                }
+                news::What::Address(link, it) => {
+                    info!(%link, address = %it.net, "address {action}")
+                }
+                news::What::Route(link, RouteState { destination, gateway, metric, table, .. }) => {
+                    let (gateway, table) = (gateway.map(tracing::field::display), table.0);
+                    info!(%link, %destination, gateway, metric, table, "route {action}");
+                }
+            }
+        }
+        if notice.more > 0 {
+            info!(count = notice.more, "more changes, not told one by one");
+        }
+        self.news.tell(notice);
     }
 
     /// Logs what failed, once until things have been calm for a while.

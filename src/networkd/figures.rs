@@ -9,6 +9,7 @@ use orlop_config::machine::Network;
 use orlop_netlink::{Changes, Direct, Duplicates, Netlink};
 use tokio::sync::watch;
 
+use crate::api::News;
 use crate::driver::Driver;
 use crate::machine::PROBES;
 use crate::{Options, settings};
@@ -42,7 +43,8 @@ pub async fn reconcile(folder: &Path, network: &str, turns: usize) -> io::Result
     let netlink = (netlink, Direct::open()?);
     let (ready, _) = watch::channel(false);
     let duplicates = Duplicates::subscribe()?;
-    let mut driver = Driver::new(options, settings, netlink, changes, duplicates, ready);
+    let mut driver =
+        Driver::new(options, settings, netlink, (changes, duplicates), (ready, News::default()));
     let work = async {
         let mut times = Vec::with_capacity(turns);
         for _ in 0..turns {

@@ -8,7 +8,7 @@
 //! for each link that asks for an address, one task ([`dhcp`]) owns its sockets, and another
 //! (`routers`) hears what routers say ([`advertisement`]) and asks DHCPv6 servers
 //! ([`machine6`], [`wire6`]) when they say so. `api` answers
-//! `network.NetworkService` and `health.Health` on a unix socket.
+//! `network.NetworkService` and `health.Health` on a unix socket, and tells machined what changed ([`news`]).
 //!
 //! An address that wanders between control planes is here for as long as an election ([`vip`]) says so; a task
 //! for each (`holder`) asks etcd.
@@ -26,6 +26,7 @@ pub mod machine;
 pub mod machine6;
 pub mod made;
 pub mod names;
+pub mod news;
 pub mod plan;
 pub mod resolver;
 pub mod selectors;
@@ -171,9 +172,11 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
     });
     // Until the driver has given back what there is to give back: whoever ends first ends the role.
     let serving = CancellationToken::new();
-    parts.spawn(api::serve(options.socket.clone(), netlink.clone(), is_ready, serving));
+    let news = api::News::default();
+    let asked = api::Asked { netlink: netlink.clone(), ready: is_ready, news: news.clone() };
+    parts.spawn(api::serve(options.socket.clone(), asked, serving));
     let netlink = (netlink, Direct::open().map_err(Error::Netlink)?);
-    let driver = driver::Driver::new(options, settings, netlink, changes, duplicates, ready);
+    let driver = driver::Driver::new(options, settings, netlink, (changes, duplicates), (ready, news));
     parts.spawn(driver.run(shutdown));
     // The first part that ends, ends the role; on shutdown the driver does.
     match parts.join_next().await {

@@ -1,6 +1,6 @@
 //! Generates the Rust types and services of `proto/` into `OUT_DIR`.
 
-const FILES: [&str; 15] = [
+const FILES: [&str; 16] = [
     "cluster",
     "common",
     "cri",
@@ -9,6 +9,7 @@ const FILES: [&str; 15] = [
     "grpc/health/v1/health",
     "health",
     "image",
+    "inside",
     "lifecycle",
     "machine",
     "network",

@@ -61,9 +61,14 @@ pub mod network {
     tonic::include_proto!("network");
 }
 
-/// What our nodes tell beyond the machine API (`proto/orlop.proto`).
+/// What is ours alone.
 pub mod orlop {
-    /// The version that is served.
+    /// What daemons of a node tell each other (`proto/inside.proto`).
+    pub mod inside {
+        tonic::include_proto!("orlop.inside");
+    }
+
+    /// What our nodes tell beyond the machine API (`proto/orlop.proto`).
     pub mod v1alpha1 {
         tonic::include_proto!("orlop.v1alpha1");
     }
