@@ -1,12 +1,17 @@
 //! What configuration and kernel arguments say, in the kernel's tables and over the API.
 
+use std::process::Command;
 use std::time::Duration;
 
 use orlop_netlink::Protocol;
 use orlop_proto::network::network_service_client::NetworkServiceClient;
+use orlop_proto::network::{AddressFamily, Interface, Route, RouteProtocol};
+use orlop_proto::orlop::inside::News;
+use orlop_proto::orlop::inside::network_news_client::NetworkNewsClient;
 use orlop_rpc::unix;
+use tonic::Streaming;
 
-use crate::world::{RANGE, in_namespaces, ip};
+use crate::world::{LIMIT, RANGE, in_namespaces, ip};
 
 #[test]
 fn the_api_shows_links_and_routes() {
@@ -37,6 +42,101 @@ fn the_api_shows_links_and_routes() {
         assert_eq!((link.gateway.as_str(), link.scope, link.protocol), ("", 253, 2));
         node.stop().await;
     });
+}
+
+#[test]
+fn every_field_of_links_and_routes_is_shown() {
+    in_namespaces("nwd-fields", async |mut world| {
+        let here = format!("-n {}-node", world.name);
+        ip(&format!("{here} link set eth0 address 02:00:00:00:77:01"));
+        ip(&format!("{here} link add spare address 02:00:00:00:77:02 type veth peer name spare1"));
+        let config = "\
+interfaces:
+- interface: eth0
+  mtu: 1400
+  addresses: [10.77.0.8/24, 'fd77::8/64']
+  routes:
+  - {network: 0.0.0.0/0, gateway: 10.77.0.1}
+  - {network: 10.80.0.0/16, gateway: 10.77.0.1, metric: 50, table: 100}
+  - {network: 10.81.0.0/16, type: blackhole}
+  - {network: '::/0', gateway: 'fd77::1'}
+";
+        let node = world.start("", config);
+        world.ready().await;
+        let client = NetworkServiceClient::new(unix::channel(world.path("networkd.sock")));
+        let interfaces = async || {
+            let answer = client.clone().interfaces(()).await.unwrap().into_inner();
+            let [message] = &answer.messages[..] else { panic!("{answer:?}") };
+            assert_eq!(message.metadata, None, "apid says who answered");
+            let mut interfaces = message.interfaces.clone();
+            interfaces.iter_mut().for_each(|link| link.ipaddress.sort());
+            interfaces
+        };
+        let interface = |name: &str, mac: &str, mtu, flags, addresses: &[&str]| Interface {
+            index: index(world.name, name),
+            mtu,
+            name: name.to_owned(),
+            hardwareaddr: mac.to_owned(),
+            flags,
+            ipaddress: addresses.iter().map(|&address| address.to_owned()).collect(),
+        };
+        let all = ["10.77.0.8/24", "fd77::8/64", "fe80::ff:fe00:7701/64"];
+        // Up, broadcast 2, loopback 4, multicast 16.
+        let links = [
+            interface("lo", "", 65536, 1 | 4, &["127.0.0.1/8", "::1/128"]),
+            interface("eth0", "02:00:00:00:77:01", 1400, 1 | 2 | 16, &all),
+            interface("spare", "02:00:00:00:77:02", 1500, 2 | 16, &[]),
+        ];
+        for link in links {
+            world.until(async || interfaces().await.contains(&link).then_some(())).await;
+        }
+
+        let route = |destination: &str, via: &str, metric| Route {
+            interface: "eth0".to_owned(),
+            destination: destination.to_owned(),
+            gateway: via.to_owned(),
+            metric,
+            scope: 0,
+            source: "10.77.0.8".to_owned(),
+            family: AddressFamily::AfInet.into(),
+            protocol: RouteProtocol::RtprotStatic.into(),
+            flags: 0,
+        };
+        let kernel = RouteProtocol::RtprotKernel.into();
+        let v6 = AddressFamily::AfInet6.into();
+        let nowhere = Route {
+            interface: String::new(),
+            source: String::new(),
+            ..route("10.81.0.0/16", "", 10)
+        };
+        let routes = [
+            route("0.0.0.0/0", "10.77.0.1/32", 10),
+            route("10.80.0.0/16", "10.77.0.1/32", 50),
+            nowhere,
+            Route { source: "fd77::8".to_owned(), family: v6, ..route("::/0", "fd77::1/32", 10) },
+            Route { scope: 253, protocol: kernel, ..route("10.77.0.0/24", "", 0) },
+            Route { scope: 254, protocol: kernel, ..route("10.77.0.8/32", "", 0) },
+        ];
+        let shown = async || {
+            let answer = client.clone().routes(()).await.unwrap().into_inner();
+            let [message] = &answer.messages[..] else { panic!("{answer:?}") };
+            message.routes.clone()
+        };
+        for route in routes {
+            world.until(async || shown().await.contains(&route).then_some(())).await;
+        }
+        node.stop().await;
+    });
+}
+
+/// A link's number, as ip(8) has it.
+fn index(world: &str, link: &str) -> u32 {
+    let line = Command::new("ip")
+        .args(["-n", &format!("{world}-node"), "-o", "link", "show", link])
+        .output()
+        .unwrap();
+    let line = String::from_utf8(line.stdout).unwrap();
+    line.split(':').next().unwrap().parse().unwrap()
 }
 
 #[test]
@@ -132,6 +232,59 @@ fn a_foreign_change_is_put_right() {
         ip(&format!("{here} address del {} dev eth0", address.net));
         world.address_in("eth0", 100..=109).await;
         assert_eq!(world.default_route().await.1, 1024);
+        node.stop().await;
+    });
+}
+
+/// Reads the news until one is as `good` wants it; all changes up to then, as text.
+async fn told(news: &mut Streaming<News>, good: impl Fn(&News, &[String]) -> bool) -> Vec<String> {
+    let mut changes = Vec::new();
+    let reading = async {
+        loop {
+            let one = news.message().await.unwrap().expect("networkd goes on");
+            let event = one.event.clone().unwrap_or_default();
+            changes.extend(event.changes.iter().map(|change| format!("{change:?}")));
+            if good(&one, &changes) {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(LIMIT, reading).await.unwrap_or_else(|_| panic!("{changes:#?}"));
+    changes
+}
+
+#[test]
+fn what_changes_is_told() {
+    in_namespaces("nwd-news", async |mut world| {
+        let config = "hostname: n1\ninterfaces: [{interface: eth0, cidr: 10.77.0.8/24}]\n";
+        let node = world.start("", config);
+        world.ready().await;
+        let mut client = NetworkNewsClient::new(unix::channel(world.path("networkd.sock")));
+        let mut news = client.follow(()).await.unwrap().into_inner();
+        told(&mut news, |one, _| one.hostname == "n1" && one.addresses == ["10.77.0.8"]).await;
+
+        let here = format!("-n {}-node", world.name);
+        let told_of = async |news: &mut Streaming<News>, action: &str| {
+            let all = |_: &News, changes: &[String]| {
+                let of = |what: &str| {
+                    changes.iter().any(|change| change.contains(action) && change.contains(what))
+                };
+                of("link: \"eth0\", address: \"10.88.0.1/24\"")
+                    && of("link: \"eth0\", destination: \"10.88.0.0/24\"")
+            };
+            told(news, all).await;
+        };
+        ip(&format!("{here} address add 10.88.0.1/24 dev eth0"));
+        told_of(&mut news, "Added").await;
+        ip(&format!("{here} address del 10.88.0.1/24 dev eth0"));
+        told_of(&mut news, "Removed").await;
+
+        world.on_server("link set srv0 down");
+        let lost = |_: &News, changes: &[String]| {
+            let mut of_link = changes.iter().filter(|change| change.contains("name: \"eth0\""));
+            of_link.next_back().is_some_and(|last| last.contains("carrier: false"))
+        };
+        told(&mut news, lost).await;
         node.stop().await;
     });
 }
