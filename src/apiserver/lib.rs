@@ -22,7 +22,6 @@
 //! - [`visit`]: a request from its beginning to its end, for these three.
 //! - [`strategic`]: strategic merge patches.
 //! - [`strategy`]: defaults, what is refused, deletion, subresources: what is particular about each resource.
-//! - [`table`]: objects as `kubectl get` shows them, and objects of which only the metadata is told.
 //! - [`storage`]: objects in the store and in memory; [`registry`]: the verbs over it.
 //! - [`versions`]: kinds that are served in two groups or versions and stored in one.
 //! - [`server`]: connections, requests, answers; `run`: the role's start.

@@ -51,8 +51,6 @@ pub struct Metrics {
     users: Family<1, AtomicU64>,
     /// By `allowed`, `denied`, `no-opinion` or `error`.
     pub authorizations: Family<1, AtomicU64>,
-    /// Of connections.
-    pub tls_errors: Family<0, AtomicU64>,
 }
 
 /// What a request was, in words of this program.
@@ -78,6 +76,8 @@ pub struct Now {
     pub storage_bytes: u64,
     /// Audit events written, and those that were not.
     pub audit: (u64, u64),
+    /// Handshakes that failed.
+    pub tls_errors: u64,
     /// `major`, `minor`, `git_version` and so on.
     pub build: Vec<(Word, String)>,
 }
@@ -242,11 +242,6 @@ impl Default for Metrics {
                 "How many asked whether they may.",
                 ["result"],
             ),
-            tls_errors: Family::counting(
-                "apiserver_tls_handshake_errors",
-                "Connections that came to nothing.",
-                [],
-            ),
         }
     }
 }
@@ -331,7 +326,6 @@ impl Metrics {
         self.authentications.write(out);
         self.users.write(out);
         self.authorizations.write(out);
-        self.tls_errors.write(out);
         now.write(out);
         process.write(out);
         Ok((if plain { PLAIN_CONTENT_TYPE } else { CONTENT_TYPE }, text.finish()))
@@ -365,6 +359,8 @@ impl Now {
             .sample(&[], written);
         text.family(Kind::Counter, "apiserver_audit_error", "Audit events that were not written.")
             .sample(&[("plugin", "log")], lost);
+        let name = "apiserver_tls_handshake_errors";
+        text.family(Kind::Counter, name, "Handshakes that failed.").sample(&[], self.tls_errors);
         let build: Vec<_> =
             self.build.iter().map(|(name, value)| (*name, value.as_str())).collect();
         text.family(Kind::Info, "kubernetes_build", "What this server says it is.")
@@ -741,6 +737,7 @@ mod tests {
             objects: [(("", "pods"), 7), (("apps", "deployments"), 2)].into(),
             storage_bytes: 4096,
             audit: (5, 1),
+            tls_errors: 9,
             build: vec![("major", "1".to_owned()), ("git_version", "v1.36.0".to_owned())],
         };
         let (kind, text) = Metrics::default().expose(false, &now).expect("/proc is there");
@@ -751,6 +748,7 @@ mod tests {
             "apiserver_resource_objects{group=\"\",resource=\"pods\"} 7",
             "apiserver_storage_size_bytes{storage_cluster_id=\"etcd-0\"} 4096",
             "apiserver_audit_event_total 5",
+            "apiserver_tls_handshake_errors_total 9",
             "apiserver_audit_error_total{plugin=\"log\"} 1",
             "kubernetes_build_info{major=\"1\",git_version=\"v1.36.0\"} 1",
         ] {

@@ -31,6 +31,7 @@ use crate::status::Status;
 use crate::storage::Storage;
 use crate::storage::cache::Observer;
 use crate::strategy::DeleteOptions;
+use crate::visit::{self, Visits};
 
 /// Where Kubernetes clients look for it.
 const PORT: u16 = 6443;
@@ -73,6 +74,9 @@ pub struct Options {
     /// Who it is and whom it believes
     #[command(flatten)]
     pub identity: identity::Options,
+    /// How much is done at a time, and what is kept of it
+    #[command(flatten)]
+    pub visits: visit::Options,
     /// Log more
     #[arg(long)]
     pub debug: bool,
@@ -114,6 +118,9 @@ pub enum Error {
     /// What must be there from the start cannot be written.
     #[error("write what every cluster has: {}", .0.message)]
     Bootstrap(Box<Status>),
+    /// What is kept of requests.
+    #[error(transparent)]
+    Visits(#[from] visit::Error),
     /// The port cannot be opened.
     #[error("open the port")]
     Listen(#[source] io::Error),
@@ -178,6 +185,7 @@ impl Running {
     /// # Errors
     /// [`Error`].
     pub async fn open(options: Options, shutdown: CancellationToken) -> Result<Self, Error> {
+        let visits = Visits::open(&options.visits)?;
         std::fs::create_dir_all(&options.data_dir)
             .map_err(|source| Error::Folder { path: options.data_dir.clone(), source })?;
         let listener = tls::listen(options.listen).await.map_err(Error::Listen)?;
@@ -227,6 +235,7 @@ impl Running {
             authorizers,
             address: SocketAddr::new(advertised, address.port()).to_string(),
             handshakes: Arc::default(),
+            visits,
             shutdown: shutdown.clone(),
         });
         Ok(Self { server, listener, address, identity, loading, shutdown })

@@ -18,7 +18,7 @@ use crate::audit::{Audit, Head, Log, Outcome, Policy, Trail};
 use crate::authz::Action;
 use crate::flow::{self, Flow, Place};
 use crate::metrics::{LongRunning, Metrics, Now, Request};
-use crate::object::{Object, User};
+use crate::object::User;
 use crate::request::Info;
 use crate::status::Status;
 
@@ -187,14 +187,14 @@ impl Visit {
 
     /// Must its body be given to [`Self::read`]?
     #[must_use]
-    pub fn is_kept(&self) -> bool {
-        self.trail.is_some()
+    pub fn wants_request(&self) -> bool {
+        self.trail.as_ref().is_some_and(Trail::wants_request)
     }
 
     /// Its body, read.
-    pub fn read(&mut self, object: &Object) {
+    pub fn read(&mut self, body: &Value) {
         if let Some(trail) = &mut self.trail {
-            trail.request(object);
+            trail.request(body);
         }
     }
 
@@ -278,7 +278,7 @@ mod tests {
         second.finish(Outcome::Refused(&refused), 0, None, NOW);
         first.decided(&Ok("because".into()));
         first.acts_as(&User { name: "bob".to_owned(), ..User::default() });
-        assert!(first.is_kept() && !first.wants_response());
+        assert!(!first.wants_request() && !first.wants_response());
         first.finish(Outcome::Code(200), 17, None, NOW);
         assert_eq!(lines(&visits, inside), [format!("{inside} 0")]);
         let mut third = visit();

@@ -22,7 +22,7 @@ pub use log::Log;
 pub use policy::{Level, Policy, Stage};
 
 use crate::authz::Action;
-use crate::object::{Object, User, text};
+use crate::object::{User, text};
 use crate::status::Status;
 use policy::Verdict;
 
@@ -160,9 +160,16 @@ impl Trail {
         self.notes.insert(key.to_owned(), value.into());
     }
 
+    /// Must its body be given to [`Self::request`]?
+    #[must_use]
+    pub fn wants_request(&self) -> bool {
+        let unnamed = |target: &Target| target.name.is_empty();
+        self.verdict.level >= Level::Request || self.target.as_ref().is_some_and(unnamed)
+    }
+
     /// Its body, read. What the path does not say of the object is taken from it.
-    pub fn request(&mut self, object: &Object) {
-        if let Some(target) = &mut self.target {
+    pub fn request(&mut self, body: &Value) {
+        if let (Some(target), Some(object)) = (&mut self.target, body.as_object()) {
             for (known, pointer) in [
                 (&mut target.namespace, "/metadata/namespace"),
                 (&mut target.name, "/metadata/name"),
@@ -175,7 +182,7 @@ impl Trail {
             }
         }
         if self.verdict.level >= Level::Request {
-            self.request = Some(self.body(&Value::Object(object.clone())));
+            self.request = Some(self.body(body));
         }
     }
 
@@ -193,11 +200,6 @@ impl Trail {
     /// It is answered.
     pub fn completed(self, outcome: Outcome<'_>, response: Option<&Value>, now: OffsetDateTime) {
         self.keep(Stage::ResponseComplete, Some(outcome), response, now);
-    }
-
-    /// The server failed over it.
-    pub fn panicked(self, now: OffsetDateTime) {
-        self.keep(Stage::Panic, Some(Outcome::Code(500)), None, now);
     }
 
     fn keep(
@@ -360,13 +362,8 @@ mod tests {
     const END: OffsetDateTime = datetime!(2026-01-02 04:04:06.5 +1);
     const PODS: &str = "/api/v1/namespaces/ns/pods";
 
-    fn pod() -> Object {
-        let Value::Object(pod) = json!({
-            "metadata": {"name": "x", "uid": "u", "managedFields": [{"manager": "m"}]}, "spec": {},
-        }) else {
-            unreachable!("it is an object")
-        };
-        pod
+    fn pod() -> Value {
+        json!({"metadata": {"name": "x", "uid": "u", "managedFields": [{"manager": "m"}]}, "spec": {}})
     }
 
     #[test]
@@ -443,11 +440,10 @@ mod tests {
             })
         );
         assert_eq!(lines[0]["responseObject"]["kind"], "Status");
-        let lines = kept(rules, "GET", "/version", |trail| trail.panicked(END));
-        assert_eq!(
-            (&lines[0]["stage"], &lines[0]["responseStatus"]["code"]),
-            (&json!("Panic"), &json!(500))
-        );
+        let lines = kept(rules, "GET", "/version", |trail| {
+            trail.completed(Outcome::Code(500), None, END);
+        });
+        assert_eq!(lines[0]["responseStatus"], json!({"metadata": {}, "code": 500}));
         assert_eq!(lines[0].get("objectRef"), None);
         assert!(kept(rules, "GET", "/healthz", |_| unreachable!("nothing is kept")).is_empty());
     }

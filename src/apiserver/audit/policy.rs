@@ -78,7 +78,7 @@ pub enum Stage {
     ResponseStarted,
     /// It is answered.
     ResponseComplete,
-    /// The server failed over it.
+    /// The server failed over it. This one ends then, so nothing is kept at this stage.
     Panic,
 }
 

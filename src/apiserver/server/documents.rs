@@ -13,7 +13,9 @@ use crate::authn::{issuer, review};
 use crate::authz::reviews;
 use crate::discovery;
 use crate::encoding::{self, Media, Offers, View};
+use crate::metrics::Now;
 use crate::object::User;
+use crate::resources::{RESOURCES, Resource};
 use crate::status::Status;
 
 /// What we say we are: clients look at the first two numbers.
@@ -83,6 +85,42 @@ impl Server {
         if let Ok(tag) = HeaderValue::from_str(&tag) {
             response.headers_mut().insert(ETAG, tag);
         }
+        Ok(response)
+    }
+
+    /// `/metrics`, in the text that is asked for.
+    pub(super) async fn metrics(&self, headers: &HeaderMap) -> Result<Response<Body>, Status> {
+        let storage = self.registry.storage();
+        let kinds = RESOURCES
+            .iter()
+            .filter(|resource| resource.is_stored() && std::ptr::eq(resource.stored(), *resource));
+        let count = |resource: &'static Resource| {
+            let number = storage.cache().count(resource) as u64;
+            ((resource.group, resource.plural), number)
+        };
+        let (major, minor, tag) = VERSION;
+        let now = Now {
+            objects: kinds.map(count).collect(),
+            storage_bytes: storage.store().size().await.map_err(|error| {
+                Status::unavailable(format!("the store does not say its size: {error}"))
+            })?,
+            tls_errors: self.handshakes.failed(),
+            build: vec![
+                ("major", major.to_owned()),
+                ("minor", minor.to_owned()),
+                ("git_version", tag.to_owned()),
+                ("git_commit", orlop_rt::version::SHA.to_owned()),
+                ("build_date", orlop_rt::version::BUILT.to_owned()),
+                ("platform", concat!("linux/", "amd64").to_owned()),
+            ],
+            ..Now::default()
+        };
+        let open = texts(headers, "accept").iter().any(|one| one.contains("openmetrics-text"));
+        let (kind, text) = self.visits.expose(!open, now).map_err(|error| {
+            Status::internal(&format!("what the process occupies cannot be read: {error}"))
+        })?;
+        let mut response = Response::new(Body::from(text.into_bytes()));
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
         Ok(response)
     }
 

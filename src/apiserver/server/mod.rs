@@ -15,34 +15,41 @@ mod form;
 mod objects;
 mod patch;
 pub mod query;
+mod visited;
 mod watch;
 
 use std::borrow::Cow;
+use std::net::IpAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use http::header::{
     ACCEPT, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER,
+    USER_AGENT,
 };
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Limited};
 use orlop_rpc::tls::{Peer, Tally};
 use orlop_rt::CancellationToken;
+use time::OffsetDateTime;
 use tokio::time::timeout;
 use tracing::warn;
 
 use self::body::Body;
 use self::objects::Call;
 use self::query::Query;
+use self::visited::Visited;
+use crate::audit::Head;
 use crate::authn::{Authenticator, Settings, impersonation};
 use crate::authz::{Action, Authorizers};
-use crate::encoding::{self, BODY_LIMIT, Media, Offers};
+use crate::encoding::{self, BODY_LIMIT, Media, Offers, Patch};
 use crate::object::User;
 use crate::random;
 use crate::registry::{Registry, Target};
 use crate::request::{self, Asked, Info};
 use crate::resources::{self, RESOURCES, Resource};
 use crate::status::Status;
+use crate::visit::{Visit, Visits};
 
 pub(crate) use self::connection::serve;
 
@@ -61,6 +68,7 @@ pub(crate) struct Server {
     pub(crate) address: String,
     /// Of its listener.
     pub(crate) handshakes: Arc<Tally>,
+    pub(crate) visits: Visits,
     pub(crate) shutdown: CancellationToken,
 }
 
@@ -89,7 +97,7 @@ impl Server {
         self: Arc<Self>,
         peer: Peer,
         request: Request<B>,
-    ) -> Response<Body>
+    ) -> Response<Visited>
     where
         B: http_body::Body + Send,
         B::Data: Send,
@@ -98,15 +106,19 @@ impl Server {
         let (parts, body) = request.into_parts();
         let id = audit_id(&parts.headers);
         let accept = parts.headers.get_all(ACCEPT).iter().cloned().collect::<Vec<_>>();
-        let answered = self.route(&peer, &parts, body).await;
-        let mut response = answered.unwrap_or_else(|status| refusal(&status, &accept));
+        let mut visit = None;
+        let answered = self.route(&peer, &parts, body, &id, &mut visit).await;
+        let (mut response, refused) = match answered {
+            Ok(response) => (response, None),
+            Err(status) => (refusal(&status, &accept), Some(status)),
+        };
         if parts.method == Method::HEAD {
             *response.body_mut() = Body::Empty;
         }
         let headers = response.headers_mut();
         headers.insert(HeaderName::from_static("audit-id"), id);
         headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-cache, private"));
-        response
+        Visited::of(response, visit, refused)
     }
 
     async fn route<B>(
@@ -114,6 +126,8 @@ impl Server {
         peer: &Peer,
         parts: &http::request::Parts,
         body: B,
+        id: &HeaderValue,
+        visit: &mut Option<Visit>,
     ) -> Result<Response<Body>, Status>
     where
         B: http_body::Body + Send,
@@ -126,8 +140,30 @@ impl Server {
         let pairs = query.pairs();
         let info = request::info(parts.method.as_str(), &path, &pairs);
         let headers = &parts.headers;
-        let user = self.user(peer, headers, &path)?;
-        self.authorizers.check(&Action::of(&user, &info, &path))?;
+        let visit = visit.insert(self.visits.begin(
+            &info,
+            is_apply(headers),
+            pairs.iter().any(|(name, value)| *name == "dryRun" && !value.is_empty()),
+        ));
+        let asker = self
+            .authenticator()
+            .authenticate(&peer.certificates, headers, &path, SystemTime::now())
+            .inspect_err(|_| visit.unknown())?;
+        let head = Head {
+            id: id.to_str().unwrap_or_default(),
+            uri: parts.uri.path_and_query().map_or("", |uri| uri.as_str()),
+            source_ips: &sources(peer, headers),
+            user_agent: text(headers, USER_AGENT),
+        };
+        visit.known(&Action::of(&asker, &info, &path), head, OffsetDateTime::now_utc());
+        let user = self.acting(asker, headers, visit)?;
+        visit.enter(&self.visits, &user, &info)?;
+        let decision = self.authorizers.check(&Action::of(&user, &info, &path));
+        visit.decided(&decision);
+        decision?;
+        if info.resource.is_none() && path == "/metrics" && parts.method == Method::GET {
+            return self.metrics(headers).await;
+        }
         let Some(asked) = info.resource else {
             return self.document(&user, parts.method.as_str(), &path, headers, &query);
         };
@@ -147,6 +183,11 @@ impl Server {
         let long = info.verb == "watch";
         let answering = async {
             let body = read_body(headers, body).await?;
+            if visit.wants_request()
+                && let Some(body) = visited::understood(headers, &body)
+            {
+                visit.read(&body);
+            }
             if resource.is_stored()
                 || !resource.verbs.contains(&"create")
                 || resource.plural == "bindings"
@@ -168,18 +209,19 @@ impl Server {
     }
 
     /// Who asks, or for whom.
-    fn user(&self, peer: &Peer, headers: &HeaderMap, path: &str) -> Result<User, Status> {
-        let user = self.authenticator().authenticate(
-            &peer.certificates,
-            headers,
-            path,
-            SystemTime::now(),
-        )?;
+    fn acting(&self, asker: User, headers: &HeaderMap, visit: &mut Visit) -> Result<User, Status> {
         let acted = impersonation::target(headers, |asked| {
-            let action = Action { user: &user, verb: "impersonate", asked: Some(*asked), path: "" };
+            let action =
+                Action { user: &asker, verb: "impersonate", asked: Some(*asked), path: "" };
             self.authorizers.check(&action).map(drop)
         })?;
-        Ok(acted.unwrap_or(user))
+        Ok(match acted {
+            Some(acted) => {
+                visit.acts_as(&acted);
+                acted
+            }
+            None => asker,
+        })
     }
 
     /// What a path names, if there is such a thing and the verb is one of its own.
@@ -208,6 +250,21 @@ impl Server {
         let namespace = if resource.namespaced { asked.namespace } else { "" };
         Ok(Target { resource, namespace, name: asked.name, subresource: asked.subresource })
     }
+}
+
+fn text(headers: &HeaderMap, name: HeaderName) -> &str {
+    headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+}
+
+fn is_apply(headers: &HeaderMap) -> bool {
+    text(headers, CONTENT_TYPE).starts_with(Patch::Apply.media_type())
+}
+
+/// Where a request says it comes from, and where it does.
+fn sources(peer: &Peer, headers: &HeaderMap) -> Vec<String> {
+    let said = text(headers, HeaderName::from_static("x-forwarded-for")).split(',');
+    let said = said.filter_map(|text| text.trim().parse::<IpAddr>().ok());
+    said.chain([peer.address.ip()]).map(|ip| ip.to_string()).collect()
 }
 
 /// Of a request, as its client names it or by a new name.
