@@ -32,7 +32,7 @@ lean += $(shell printf '2.36\n%s\n' "$$(getconf GNU_LIBC_VERSION | cut -d' ' -f2
     echo -C link-arg=-Wl,-z,pack-relative-relocs)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check fmt lint unit integration build kernel initramfs image qemu bench fuzz clean harness \
+.PHONY: help run test check fmt lint unit integration build kernel initramfs image qemu bench fuzz openapi clean harness \
     kernel-check image-check
 .NOTPARALLEL:
 
@@ -126,6 +126,12 @@ bench: kernel initramfs harness ## the figures of the README, each beside its re
 fuzz: ## every parser of foreign bytes, SECONDS_EACH (60) seconds each
 	@.ci/deps build
 	@SECONDS_EACH=$(SECONDS_EACH) FUZZER=$(FUZZER) tests/fuzz/run
+
+# Only when the generation of Kubernetes changes: what it is made from takes a minute to compile.
+openapi: ## src/apiserver/schema/definitions.json.gz, the descriptions of Kubernetes' types
+	@mkdir -p out
+	@cargo run -q --manifest-path tests/openapi/Cargo.toml --target-dir target/openapi >out/definitions.json
+	@gzip -9nc out/definitions.json >src/apiserver/schema/definitions.json.gz
 
 clean: ## removes target/ and out/; what ~/.cache/orlop keeps stays
 	cargo clean

@@ -11,6 +11,7 @@
 //! - [`resources`]: what is served, in which group, with which verbs and subresources.
 //! - [`discovery`]: that table as clients ask for it.
 //! - [`table`]: objects as `kubectl get` shows them.
+//! - [`openapi`]: the documents that describe all of it.
 //! - [`request`]: what a request is about; [`status`]: how it ends when it does not end well.
 //! - [`quantity`]: amounts, as `100m` and `1Gi`.
 //! - [`selector`]: label and field selectors.
@@ -39,6 +40,7 @@ pub mod json;
 pub mod loops;
 pub mod metrics;
 pub mod object;
+pub mod openapi;
 pub mod protobuf;
 pub mod quantity;
 mod random;

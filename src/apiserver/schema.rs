@@ -49,6 +49,8 @@ pub struct Field {
     pub omits_empty: bool,
     /// How server-side apply takes a list.
     pub list: List,
+    /// It is told of the field, list, map or struct, that server-side apply takes it as one.
+    pub atomic: bool,
     /// How a strategic merge patch takes it.
     pub patch: Patch,
     /// What a list key is that is not given.
@@ -232,6 +234,7 @@ impl Schema {
                 "map" => List::Map(keys.split(',').collect()),
                 _ => List::Atomic,
             },
+            atomic: list == "atomic",
             patch: Patch {
                 merges: strategy.starts_with("merge"),
                 key: given(merge_key),
