@@ -428,11 +428,11 @@ impl Node {
         Ok(spent)
     }
 
-    /// KiB of memory that apid has.
+    /// KiB of memory that apid has for itself: how much of its binary is resident changes by itself.
     fn resident(&self) -> Result<u64> {
         let [apid, ..] = &self.daemons[..] else { bail!("no apid") };
         let status = fs::read_to_string(format!("/proc/{}/status", apid.process.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
         let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok());
         kib.context("apid has ended")
     }
