@@ -12,6 +12,7 @@
 //! - [`discovery`]: that table as clients ask for it.
 //! - [`table`]: objects as `kubectl get` shows them.
 //! - [`openapi`]: the documents that describe all of it.
+//! - [`health`]: whether the server works, for probes.
 //! - [`request`]: what a request is about; [`status`]: how it ends when it does not end well.
 //! - [`quantity`]: amounts, as `100m` and `1Gi`.
 //! - [`selector`]: label and field selectors.
@@ -36,6 +37,7 @@ pub mod encoding;
 pub mod flow;
 mod gates;
 pub mod identity;
+pub mod health;
 pub mod json;
 pub mod loops;
 pub mod metrics;

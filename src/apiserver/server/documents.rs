@@ -1,8 +1,16 @@
 //! What the server says about itself: discovery, its version, its health, who issues its tokens.
 
-use http::header::{CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH, VARY};
+use std::borrow::Cow;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{
+    CONTENT_TYPE, ETAG, HeaderName, HeaderValue, IF_NONE_MATCH, VARY, X_CONTENT_TYPE_OPTIONS,
+};
 use http::{HeaderMap, Response, StatusCode};
 use serde_json::{Value, json};
+use time::OffsetDateTime;
+use tokio::time::timeout;
 
 use super::Server;
 use super::body::Body;
@@ -11,12 +19,15 @@ use super::objects::{Call, answer, texts};
 use super::query::Query;
 use crate::authn::{issuer, review};
 use crate::authz::reviews;
-use crate::discovery;
 use crate::encoding::{self, Media, Offers, View};
 use crate::metrics::Now;
 use crate::object::User;
 use crate::resources::{RESOURCES, Resource};
 use crate::status::Status;
+use crate::{discovery, health, openapi};
+
+/// How long a probe waits for the store.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What we say we are: clients look at the first two numbers.
 const VERSION: (&str, &str, &str) = ("1", "36", "v1.36.0");
@@ -26,14 +37,9 @@ impl Server {
     pub(super) fn document(
         &self,
         _user: &User,
-        method: &str,
         path: &str,
         headers: &HeaderMap,
-        query: &Query<'_>,
     ) -> Result<Response<Body>, Status> {
-        if !matches!(method, "GET" | "HEAD") {
-            return Err(Status::method_not_allowed());
-        }
         let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
         let document = match &parts[..] {
             [""] => json!({ "paths": paths() }),
@@ -46,7 +52,6 @@ impl Server {
             ["apis", group, version] => {
                 discovery::resources(group, version).ok_or_else(|| Status::no_path(path))?
             }
-            ["healthz" | "livez" | "readyz", ..] => return Ok(self.health(&parts, query)),
             [".well-known", "openid-configuration"] => {
                 let server = format!("https://{}", self.address);
                 issuer::configuration(self.authenticator().accounts(), &server)
@@ -124,11 +129,56 @@ impl Server {
         Ok(response)
     }
 
-    fn health(&self, _parts: &[&str], _query: &Query<'_>) -> Response<Body> {
-        let mut response = Response::new(Body::from(b"ok".to_vec()));
+    /// `/livez` and those like it.
+    pub(super) async fn health(&self, path: &str, query: &Query<'_>) -> Response<Body> {
+        let storage = self.registry.storage();
+        let fresh = timeout(PATIENCE, storage.fresh()).await;
+        let state = health::State {
+            store: matches!(fresh, Ok(Ok(_))),
+            follows: matches!(fresh, Ok(Ok(true))),
+            stopping: self.shutdown.is_cancelled(),
+        };
+        let health::Answer { code, text } = health::answer(path, &query.pairs(), &state);
+        let mut response = Response::new(Body::from(text.into_bytes()));
+        *response.status_mut() = StatusCode::from_u16(code).unwrap_or_default();
         let text = HeaderValue::from_static("text/plain; charset=utf-8");
         response.headers_mut().insert(CONTENT_TYPE, text);
+        let sniff = HeaderValue::from_static("nosniff");
+        response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, sniff);
         response
+    }
+
+    /// `/openapi/v2` and `/openapi/v3`, made by a thread that may take its time.
+    pub(super) async fn openapi(
+        &self,
+        path: &str,
+        headers: &HeaderMap,
+        query: &Query<'_>,
+    ) -> Result<Response<Body>, Status> {
+        let (path, headers) = (path.to_owned(), headers.clone());
+        let hash = query.get("hash").map(str::to_owned);
+        let made = tokio::task::spawn_blocking(move || {
+            openapi::answer(&openapi::Request {
+                path: &path,
+                hash: hash.as_deref(),
+                accept: &texts(&headers, "accept"),
+                gzip: encoding::takes_gzip(&texts(&headers, "accept-encoding")),
+                if_none_match: headers.get(IF_NONE_MATCH).and_then(|tag| tag.to_str().ok()),
+                now: OffsetDateTime::now_utc(),
+            })
+        });
+        let made = made.await.map_err(|error| Status::internal(&error.to_string()))??;
+        let mut response = Response::new(match made.body {
+            Cow::Borrowed(bytes) => Body::Whole(Bytes::from_static(bytes)),
+            Cow::Owned(bytes) => bytes.into(),
+        });
+        *response.status_mut() = StatusCode::from_u16(made.code).unwrap_or_default();
+        for (name, value) in made.headers {
+            if let Ok(value) = HeaderValue::from_str(&value) {
+                response.headers_mut().insert(HeaderName::from_static(name), value);
+            }
+        }
+        Ok(response)
     }
 
     /// Answers what is asked by posting an object that nobody stores.

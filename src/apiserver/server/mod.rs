@@ -50,6 +50,7 @@ use crate::request::{self, Asked, Info};
 use crate::resources::{self, RESOURCES, Resource};
 use crate::status::Status;
 use crate::visit::{Visit, Visits};
+use crate::{health, openapi};
 
 pub(crate) use self::connection::serve;
 
@@ -161,11 +162,16 @@ impl Server {
         let decision = self.authorizers.check(&Action::of(&user, &info, &path));
         visit.decided(&decision);
         decision?;
-        if info.resource.is_none() && path == "/metrics" && parts.method == Method::GET {
-            return self.metrics(headers).await;
-        }
         let Some(asked) = info.resource else {
-            return self.document(&user, parts.method.as_str(), &path, headers, &query);
+            if !matches!(parts.method, Method::GET | Method::HEAD) {
+                return Err(Status::method_not_allowed());
+            }
+            return match &*path {
+                "/metrics" => self.metrics(headers).await,
+                path if health::is_probe(path) => Ok(self.health(path, &query).await),
+                path if openapi::is_document(path) => self.openapi(path, headers, &query).await,
+                path => self.document(&user, path, headers),
+            };
         };
         let Some(resource) = resources::find(asked.group, asked.version, asked.plural) else {
             return Err(unknown(asked, &path));
