@@ -1,4 +1,4 @@
-//! The Kubernetes API server: what is here so far are its formats, pure functions over one table.
+//! The Kubernetes API server.
 //!
 //! - [`authn`]: who asks.
 //! - [`identity`]: the server's own certificate, keys and authorities: handed to it, or made by itself.
@@ -20,8 +20,8 @@
 //! - [`admission`]: what the cluster's own rules add to a write, and what they refuse.
 //! - [`audit`]: what is kept of requests.
 //! - [`flow`]: how much is done at a time; [`metrics`]: what is counted.
-//! - [`loops`]: what a cluster does by itself: namespaces that end, garbage, what every namespace has.
 //! - [`visit`]: a request from its beginning to its end, for these three.
+//! - [`loops`]: what a cluster does by itself: namespaces that end, garbage, what every namespace has.
 //! - [`strategic`]: strategic merge patches.
 //! - [`strategy`]: defaults, what is refused, deletion, subresources: what is particular about each resource.
 //! - [`storage`]: objects in the store and in memory; [`registry`]: the verbs over it.

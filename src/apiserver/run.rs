@@ -24,6 +24,7 @@ use crate::authz::bootstrap::{self, Repair};
 use crate::authz::{Authorizers, Rbac};
 use crate::gates::{Behind, Escalation};
 use crate::identity::{self, Identity, Place};
+use crate::loops;
 use crate::object::{Object, User, text};
 use crate::registry::{Gate, How, Registry, Target, Writer};
 use crate::server::{self, Server};
@@ -71,6 +72,9 @@ pub struct Options {
     /// The addresses of services; the first is the server's own
     #[arg(long, value_name = "NETWORK", default_value = "10.96.0.0/12")]
     pub service_cluster_ip_range: IpNet,
+    /// Whether the server does what a kube-controller-manager does while there is none (auto), or never (off)
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    pub builtin_controllers: loops::Mode,
     /// Who it is and whom it believes
     #[command(flatten)]
     pub identity: identity::Options,
@@ -149,6 +153,7 @@ pub struct Running {
     listener: TcpListener,
     address: SocketAddr,
     identity: Identity,
+    loops: loops::Settings,
     loading: Loading,
     shutdown: CancellationToken,
 }
@@ -229,6 +234,17 @@ impl Running {
             .map_err(|status| Error::Bootstrap(Box::new(status)))?;
 
         let advertised = options.advertise_address.unwrap_or(own);
+        let loops = loops::Settings {
+            mode: options.builtin_controllers,
+            server: loops::kubernetes::Server {
+                name: loading.host_name.clone(),
+                address: advertised,
+                port: address.port(),
+                service: first(options.service_cluster_ip_range),
+                shared: matches!(location, Location::Etcd(_)),
+            },
+            authority: identity.root_ca.clone(),
+        };
         let server = Arc::new(Server {
             registry,
             authenticator: RwLock::new(Arc::new(authenticator)),
@@ -238,7 +254,7 @@ impl Running {
             visits,
             shutdown: shutdown.clone(),
         });
-        Ok(Self { server, listener, address, identity, loading, shutdown })
+        Ok(Self { server, listener, address, identity, loops, loading, shutdown })
     }
 
     /// Where it listens.
@@ -273,7 +289,8 @@ impl Running {
 
     /// Serves until the shutdown it was opened with.
     pub async fn serve(self) {
-        let Self { server, listener, identity, loading, shutdown, .. } = self;
+        let Self { server, listener, identity, loops, loading, shutdown, .. } = self;
+        let looping = tokio::spawn(loops::run(server.registry.clone(), loops, shutdown.clone()));
         let (sender, configs) = watch::channel(Arc::clone(&identity.tls));
         let renewing = Arc::clone(&server);
         tokio::spawn(shutdown.clone().run_until_cancelled_owned(async move {
@@ -299,6 +316,8 @@ impl Running {
         let tally = Arc::clone(&server.handshakes);
         let incoming = places::admitted(tls::incoming(listener, configs, tally), MOST);
         server::serve(Arc::clone(&server), incoming, shutdown).await;
+        // They end with the shutdown, too, and want the store until then.
+        drop(looping.await);
         server.registry.storage().store().close().await;
     }
 }

@@ -19,12 +19,12 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use ring::rand::{SecureRandom, SystemRandom};
 use serde_json::Value;
 use time::OffsetDateTime;
 
 use crate::authz::Authorizer;
 use crate::object::{Change, Object, Objects, text};
+use crate::random;
 use crate::resources::Resource;
 use crate::status::Status;
 
@@ -33,7 +33,7 @@ mod ingress;
 mod lifecycle;
 mod limits;
 mod nodes;
-mod pods;
+pub(crate) mod pods;
 mod priority;
 pub mod quota;
 mod runtime_class;
@@ -173,7 +173,7 @@ impl Admission {
         host: Arc<dyn Host>,
         authorizer: Arc<dyn Authorizer>,
     ) -> Self {
-        Self { objects, host, authorizer, suffix: random_suffix }
+        Self { objects, host, authorizer, suffix: || random::suffix(5) }
     }
 
     /// What the steps are called, in their order.
@@ -308,12 +308,4 @@ fn word<'a>(value: &'a Value, key: &str) -> &'a str {
 
 fn annotation<'a>(object: &'a Object, key: &str) -> Option<&'a str> {
     object.get("metadata")?.get("annotations")?.get(key)?.as_str()
-}
-
-/// Five letters that do not make words, as the reference appends them to names.
-fn random_suffix() -> String {
-    const LETTERS: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
-    let mut bytes = [0; 5];
-    SystemRandom::new().fill(&mut bytes).expect("the kernel has random numbers");
-    bytes.iter().map(|byte| char::from(LETTERS[usize::from(*byte) % LETTERS.len()])).collect()
 }

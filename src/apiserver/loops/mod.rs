@@ -10,7 +10,7 @@
 //! - [`Loop`]: one of them. It is told what changes, names the keys to look at, and says what is to be done about a
 //!   key. It acts on what is, never on what happened: a key can be looked at any number of times.
 //! - [`Machine`]: all of them with their queues, retries and back-off; time is passed in.
-//! - [`Gate`]: when they are left to a kube-controller-manager.
+//! - [`run`]: drives them on the registry. [`Gate`]: when they are left to a kube-controller-manager.
 //! - [`namespaces`], [`garbage`], [`accounts`], [`kubernetes`], [`tokens`], [`quotas`], [`roles`]: the loops.
 
 use std::fmt;
@@ -25,6 +25,7 @@ use crate::status::Status;
 use crate::strategy::DeleteOptions;
 
 pub mod accounts;
+mod driver;
 mod edit;
 pub mod garbage;
 mod gate;
@@ -38,7 +39,10 @@ pub mod tokens;
 
 #[cfg(test)]
 mod simulation;
+#[cfg(test)]
+mod tests;
 
+pub use driver::{Mode, Settings, run};
 pub use edit::Edit;
 pub use gate::Gate;
 pub use machine::{Job, Machine};
