@@ -377,3 +377,15 @@ fn etcd_tls(options: &Options) -> Result<Option<EtcdTls>, Error> {
     };
     Ok(Some(EtcdTls { authority: read(authority)?, identity }))
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Options::command().debug_assert();
+    }
+}

@@ -24,6 +24,7 @@ use crate::status::Status;
 
 /// How much is done at a time, and what is kept.
 #[derive(Args, Clone, Debug)]
+#[group(id = "visits")]
 pub struct Options {
     /// Requests that read at a time; 0 is any number
     #[arg(long, value_name = "NUMBER", default_value_t = flow::READING)]
