@@ -114,6 +114,13 @@ fn check_object(
     object.retain(|name, value| {
         let here = Path::Key(path, name);
         match SCHEMA.field(of, name) {
+            // The claims of a stateful set are whole objects, which say what they are.
+            None if value.is_string()
+                && matches!(name.as_str(), "kind" | "apiVersion")
+                && SCHEMA.get(of).name == "PersistentVolumeClaim" =>
+            {
+                false
+            }
             None => {
                 findings.push(format!("unknown field {:?}", here.to_string()));
                 false
@@ -388,6 +395,15 @@ mod tests {
         );
         let left = json!({"kind": "Pod", "spec": {"containers": [{"name": "b"}]}});
         assert_eq!(Value::from(body.object), left, "the last of the duplicates, and no nulls");
+    }
+
+    #[test]
+    fn claims_of_a_stateful_set_may_say_what_they_are() {
+        let set = SCHEMA.find("apps/v1", "StatefulSet").expect("stateful sets");
+        let text = br#"{"spec": {"volumeClaimTemplates": [{"kind": "PersistentVolumeClaim", "apiVersion": "v1", "Kind": ""}]}}"#;
+        let body = read(text, set).expect("it can be read");
+        assert_eq!(body.findings, [r#"unknown field "spec.volumeClaimTemplates[0].Kind""#]);
+        assert_eq!(Value::from(body.object), json!({"spec": {"volumeClaimTemplates": [{}]}}));
     }
 
     #[test]

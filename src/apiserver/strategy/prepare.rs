@@ -117,9 +117,12 @@ pub fn prepare_update(
         }
         "ephemeralcontainers" => pod::only_ephemeral_containers(new, old),
         "resize" => pod::only_resources(new, old),
+        // What it becomes was decided where the binding was read.
+        "binding" => {}
         _ => prepare_main(resource, new, old),
     }
-    if has_generation(resource) && subresource != "status" && is_changed(resource, new, old) {
+    let counted = has_generation(resource) && !matches!(subresource, "status" | "binding");
+    if counted && is_changed(resource, new, old) {
         let generation = at(old, "/metadata/generation").and_then(Value::as_i64).unwrap_or(0);
         metadata(new).insert("generation".to_owned(), (generation + 1).into());
     }

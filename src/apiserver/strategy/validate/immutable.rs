@@ -6,6 +6,7 @@ use super::storage_amount;
 use crate::object::{Object, at, items, text};
 use crate::resources::Resource;
 use crate::status::Cause;
+use crate::strategy::default;
 
 /// Fields that stay as they are: group, plural, path, and what is said of a change.
 const FIELDS: &[(&str, &str, &str, Said)] = &[
@@ -94,6 +95,10 @@ pub(super) fn update(
     old: &Object,
     causes: &mut Vec<Cause>,
 ) {
+    // What was stored by another version lacks what that version did not know.
+    let mut old = old.clone();
+    default(resource, &mut old);
+    let old = &old;
     let id = (resource.group, resource.plural);
     for (group, plural, path, said) in FIELDS {
         if id != (*group, *plural) {

@@ -94,12 +94,19 @@ fn own_name(resource: &Resource, object: &Object, name: &str, causes: &mut Vec<C
                 ("system-node-critical", 2_000_001_000),
                 ("system-cluster-critical", 2_000_000_000),
             ];
-            let value = at(object, "/value").and_then(Value::as_i64).unwrap_or(0);
-            if name.starts_with("system-") && !known.contains(&(name, value)) {
-                let why =
-                    "priority class names with 'system-' prefix are reserved for system use only";
-                causes.push(Cause::forbidden("metadata.name", why));
+            if !name.starts_with("system-") {
+                return;
             }
+            let own = at(object, "/value").and_then(Value::as_i64).unwrap_or(0);
+            let why = match known.iter().find(|(known, _)| *known == name) {
+                Some((_, value)) if *value == own => return,
+                Some((_, value)) => format!("value of {name} PriorityClass must be {value}"),
+                None => format!("{name} is not a known system priority class"),
+            };
+            let why = format!(
+                "priority class names with 'system-' prefix are reserved for system use only. error: {why}"
+            );
+            causes.push(Cause::forbidden("metadata.name", &why));
         }
         _ => {}
     }

@@ -51,7 +51,7 @@ pub fn validate_update(
     let mut causes = Vec::new();
     meta::update(new, old, &mut causes);
     // What only the server writes is not judged by the rules for clients.
-    if !matches!(subresource, "status" | "finalize" | "approval") {
+    if !matches!(subresource, "status" | "finalize" | "approval" | "binding") {
         whole(resource, new, &mut causes);
         immutable::update(resource, subresource, new, old, &mut causes);
     } else if subresource == "approval" {

@@ -28,6 +28,13 @@ pub(super) const CHECKS: &[(&str, &str, Check)] = &[
     ("core/v1", "KeyToPath", |item, path, causes| {
         local_path(text(item, "/path"), &child(path, "path"), causes);
     }),
+    ("core/v1", "DownwardAPIVolumeFile", |file, path, causes| {
+        local_path(text(file, "/path"), &child(path, "path"), causes);
+        if let Some(Value::Object(field)) = file.get("fieldRef") {
+            field_reference(field, &child(path, "fieldRef"), causes);
+        }
+    }),
+    ("core/v1", "ServiceAccountTokenProjection", token),
     ("core/v1", "Toleration", toleration),
     ("core/v1", "SecurityContext", security_context),
     ("core/v1", "NodeSelectorRequirement", node_requirement),
@@ -76,6 +83,11 @@ fn spec(spec: &Object, path: &str, causes: &mut Vec<Cause>) {
         }
     }
     host_ports(spec, path, causes);
+    let is = |name: &str| spec.get(name) == Some(&Value::Bool(true));
+    if is("shareProcessNamespace") && is("hostPID") {
+        let why = "ShareProcessNamespace and HostPID cannot both be enabled";
+        causes.push(Cause::invalid(child(path, "shareProcessNamespace"), &json!(true), why));
+    }
     labels(spec.get("nodeSelector"), &child(path, "nodeSelector"), causes);
     for (index, alias) in items(spec, "/hostAliases").enumerate() {
         let ip = alias["ip"].as_str().unwrap_or_default();
@@ -473,6 +485,19 @@ fn volume(volume: &Object, path: &str, causes: &mut Vec<Cause>) {
         let why = "SizeLimit field must be a valid resource quantity";
         causes.push(Cause::forbidden(here, why));
     }
+}
+
+fn token(token: &Object, path: &str, causes: &mut Vec<Cause>) {
+    let seconds = token.get("expirationSeconds").and_then(Value::as_i64).unwrap_or(3600);
+    let here = child(path, "expirationSeconds");
+    if seconds < 600 {
+        let why = "may not specify a duration less than 10 minutes";
+        causes.push(Cause::invalid(here, &json!(seconds), why));
+    } else if seconds > 1 << 32 {
+        let why = "may not specify a duration larger than 2^32 seconds";
+        causes.push(Cause::invalid(here, &json!(seconds), why));
+    }
+    local_path(text(token, "/path"), &child(path, "path"), causes);
 }
 
 /// A path within something: relative, and never out of it.

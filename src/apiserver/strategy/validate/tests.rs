@@ -45,6 +45,18 @@ fn updated(path: &str, sub: &str, old: Value, new: Value) -> Vec<String> {
     said(validate_update(resource, sub, &new, &old))
 }
 
+/// The same of an object that was stored as it is.
+fn updated_raw(path: &str, old: Value, new: Value) -> Vec<String> {
+    let resource = resource(path);
+    let (mut old, mut new) = (object(old), object(new));
+    for object in [&mut old, &mut new] {
+        crate::object::metadata(object).insert("name".to_owned(), "a".into());
+    }
+    default(resource, &mut new);
+    prepare_update(resource, "", &mut new, &old, OffsetDateTime::UNIX_EPOCH);
+    said(validate_update(resource, "", &new, &old))
+}
+
 /// A sound pod specification with more in it, and with more in its container.
 fn pod(spec: Value, container: Value) -> Value {
     let mut own = object(json!({"name": "c", "image": "i"}));
@@ -263,6 +275,14 @@ fn pods() {
             "spec.volumes[0].hostPath: Forbidden: may not specify more than 1 volume type",
         ),
         (
+            json!({"shareProcessNamespace": true, "hostPID": true}),
+            "spec.shareProcessNamespace: Invalid value: true: ShareProcessNamespace and HostPID cannot both be enabled",
+        ),
+        (
+            json!({"volumes": [{"name": "v", "projected": {"sources": [{"serviceAccountToken": {"path": "t", "expirationSeconds": 60}}]}}]}),
+            "spec.volumes[0].projected.sources[0].serviceAccountToken.expirationSeconds: Invalid value: 60: may not specify a duration less than 10 minutes",
+        ),
+        (
             json!({"volumes": [{"name": "v", "secret": {}}]}),
             "spec.volumes[0].secret.secretName: Required value",
         ),
@@ -310,7 +330,7 @@ fn workloads() {
             created(&path, workload(json!({"selector": {}}))),
             [format!(
                 "spec.selector: Invalid value: {{}}: empty selector is invalid for {}",
-                plural.trim_end_matches('s')
+                plural.trim_end_matches('s').replace("replicaset", "deployment")
             )]
         );
     }
@@ -750,6 +770,15 @@ fn what_does_not_change() {
     assert_eq!(
         change(two, json!({})),
         ["spec.containers: Forbidden: pod updates may not add or remove containers"]
+    );
+    // Of what was stored without them, defaults are no change.
+    assert_eq!(
+        updated_raw(
+            "pods",
+            json!({"spec": {"containers": [{"name": "c", "image": "i"}]}}),
+            pod(json!({}), json!({}))
+        ),
+        [""; 0]
     );
     let rbac = "rbac.authorization.k8s.io/rolebindings";
     let binding = |name: &str| json!({"roleRef": {"kind": "Role", "name": name}});

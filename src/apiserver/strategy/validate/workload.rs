@@ -21,9 +21,14 @@ pub(super) const CHECKS: &[(&str, &str, Check)] = &[
 pub(super) fn kind(resource: &Resource, object: &Object, causes: &mut Vec<Cause>) {
     match (resource.group, resource.plural) {
         ("apps", plural @ ("deployments" | "replicasets" | "statefulsets" | "daemonsets")) => {
-            let named = plural.trim_end_matches('s');
+            // The reference words it so for replica sets too, and the other the other way round.
+            let (named, makes) = match plural {
+                "statefulsets" => ("statefulset", "StatefulSet"),
+                "daemonsets" => ("daemonset", "DaemonSet"),
+                _ => ("deployment", "ReplicaSet"),
+            };
             matching_selector(object, named, causes);
-            always_restarted(object, causes);
+            always_restarted(object, makes, causes);
             if plural == "deployments" {
                 progress(object, causes);
             }
@@ -40,7 +45,7 @@ pub(super) fn kind(resource: &Resource, object: &Object, causes: &mut Vec<Cause>
             {
                 mismatch(object, causes);
             }
-            always_restarted(object, causes);
+            always_restarted(object, "ReplicationController", causes);
         }
         ("batch", "jobs") => {
             job_template(at(object, "/spec/template"), "spec.template", causes);
@@ -49,6 +54,12 @@ pub(super) fn kind(resource: &Resource, object: &Object, causes: &mut Vec<Cause>
             });
             if !fits {
                 mismatch(object, causes);
+            }
+            let policy = text(object, "/spec/template/spec/restartPolicy");
+            if policy == "OnFailure" && at(object, "/spec/podFailurePolicy").is_some() {
+                let path = "spec.template.spec.restartPolicy";
+                let why = "only \"Never\" is supported when podFailurePolicy is specified";
+                causes.push(Cause::invalid(path, &json!(policy), why));
             }
             let indexed = text(object, "/spec/completionMode") == "Indexed";
             if indexed && at(object, "/spec/completions").is_none() {
@@ -105,7 +116,7 @@ fn mismatch(object: &Object, causes: &mut Vec<Cause>) {
 }
 
 /// Controllers start what ends, so its pods must not end.
-fn always_restarted(object: &Object, causes: &mut Vec<Cause>) {
+fn always_restarted(object: &Object, makes: &str, causes: &mut Vec<Cause>) {
     let policy = text(object, "/spec/template/spec/restartPolicy");
     if !matches!(policy, "" | "Always") {
         let path = "spec.template.spec.restartPolicy";
@@ -113,8 +124,8 @@ fn always_restarted(object: &Object, causes: &mut Vec<Cause>) {
     }
     if at(object, "/spec/template/spec/activeDeadlineSeconds").is_some_and(Value::is_number) {
         let path = "spec.template.spec.activeDeadlineSeconds";
-        let why = "activeDeadlineSeconds in ReplicaSet is not Supported";
-        causes.push(Cause::forbidden(path, why));
+        let why = format!("activeDeadlineSeconds in {makes} is not Supported");
+        causes.push(Cause::forbidden(path, &why));
     }
 }
 
