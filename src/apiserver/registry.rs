@@ -13,12 +13,14 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use tokio::sync::{Mutex, MutexGuard};
 
-use crate::object::{Change, Object, Operation, User, metadata, text};
+use crate::object::{Change, Object, Objects as _, Operation, User, metadata, text};
 use crate::resources::Resource;
 use crate::status::{Cause, Status};
 use crate::storage::cache::{Entry, Listed, Selection};
 use crate::storage::{Refused, Storage, Stored};
+use crate::strategy::service_ip::{self, InUse, Ranges};
 use crate::strategy::{self, DeleteOptions, Deletion};
 use crate::{random, versions};
 
@@ -138,13 +140,52 @@ impl Done {
 pub struct Registry {
     storage: Storage,
     gates: Arc<[Box<dyn Gate>]>,
+    services: Arc<Services>,
+}
+
+/// The addresses and ports that services may have.
+#[derive(Debug)]
+struct Services {
+    ranges: Ranges,
+    /// Held from when one is chosen to when all can see it.
+    choosing: Mutex<()>,
 }
 
 impl Registry {
-    /// Writes pass the gates in their order.
+    /// Writes pass the gates in their order; services get addresses and ports of `ranges`.
     #[must_use]
-    pub fn new(storage: Storage, gates: Vec<Box<dyn Gate>>) -> Self {
-        Self { storage, gates: gates.into() }
+    pub fn new(storage: Storage, gates: Vec<Box<dyn Gate>>, ranges: Ranges) -> Self {
+        let services = Arc::new(Services { ranges, choosing: Mutex::default() });
+        Self { storage, gates: gates.into(), services }
+    }
+
+    /// Takes the turn to choose addresses, for a service.
+    async fn turn(
+        &self,
+        resource: &'static Resource,
+    ) -> Result<Option<MutexGuard<'_, ()>>, Status> {
+        if resource.plural != "services" {
+            return Ok(None);
+        }
+        let turn = self.services.choosing.lock().await;
+        self.storage.fresh().await?;
+        Ok(Some(turn))
+    }
+
+    /// Gives a service the addresses and ports that it needs and does not have.
+    fn allocate(
+        &self,
+        resource: &'static Resource,
+        service: &mut Object,
+        old: Option<&Object>,
+    ) -> Result<(), Status> {
+        if resource.plural != "services" {
+            return Ok(());
+        }
+        let all = self.storage.cache().list(resource, "");
+        let mut below = |limit: u64| u64::from(random::number()) % limit.max(1);
+        let in_use = InUse::of(&all);
+        service_ip::allocate(resource, service, old, &self.services.ranges, &in_use, &mut below)
     }
 
     /// Where the objects are.
@@ -202,6 +243,7 @@ impl Registry {
     ) -> Result<Done, Status> {
         let mut object = versions::store(target.resource, object);
         let resource = target.resource.stored();
+        let _turn = self.turn(resource).await?;
         place(target, &mut object)?;
         let own = metadata(&mut object);
         match own.remove("resourceVersion") {
@@ -245,6 +287,7 @@ impl Registry {
         }
         strategy::default(resource, change.object);
         strategy::prepare_create(resource, change.object, writer.user);
+        self.allocate(resource, change.object, None)?;
         target.valid(&name, strategy::validate_create(resource, change.object))?;
         for gate in &*self.gates {
             gate.check(&change).await?;
@@ -289,14 +332,13 @@ impl Registry {
     ) -> Result<(Done, bool), Status> {
         let resource = target.resource.stored();
         let mut current = self.storage.get(resource, target.namespace, target.name).await?;
+        if current.is_none() && may_create && target.subresource.is_empty() {
+            let object = change(Object::new())?;
+            return Ok((self.create(writer, target, object).await?, true));
+        }
+        let _turn = self.turn(resource).await?;
         for _ in 0..TRIES {
-            let Some(stored) = current else {
-                if !may_create || !target.subresource.is_empty() {
-                    return Err(target.not_found());
-                }
-                let object = change(Object::new())?;
-                return Ok((self.create(writer, target, object).await?, true));
-            };
+            let Some(stored) = current else { return Err(target.not_found()) };
             let decided = self.decide(writer, target, how, &stored, &mut change).await?;
             let (expected, old) = (stored.revision, stored.object);
             let outcome = match decided {
@@ -365,6 +407,7 @@ impl Registry {
         strategy::default(resource, change.object);
         let now = OffsetDateTime::now_utc();
         strategy::prepare_update(resource, target.subresource, change.object, old, now);
+        self.allocate(resource, change.object, Some(old))?;
         let causes = strategy::validate_update(resource, target.subresource, change.object, old);
         target.valid(target.name, causes)?;
         for gate in &*self.gates {

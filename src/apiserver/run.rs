@@ -32,6 +32,7 @@ use crate::status::Status;
 use crate::storage::Storage;
 use crate::storage::cache::Observer;
 use crate::strategy::DeleteOptions;
+use crate::strategy::service_ip::{NODE_PORTS, Ranges};
 use crate::visit::{self, Visits};
 
 /// Where Kubernetes clients look for it.
@@ -228,7 +229,10 @@ impl Running {
         );
         let escalation = Escalation { authorizers: authorizers.clone(), rbac };
         let gates: Vec<Box<dyn Gate>> = vec![Box::new(escalation), Box::new(admission)];
-        let registry = Registry::new(storage, gates);
+        let range = options.service_cluster_ip_range;
+        let ranges =
+            Ranges { addresses: vec![(range.addr(), range.prefix_len())], ports: NODE_PORTS };
+        let registry = Registry::new(storage, gates, ranges);
         prepare(&registry, &client_ca)
             .await
             .map_err(|status| Error::Bootstrap(Box::new(status)))?;

@@ -5,6 +5,7 @@
 //! ```
 //!
 //! - [`objects`]: requests about objects; `documents`: about the server itself.
+//! - `parts`: scales, bindings, evictions, tokens.
 //! - [`query`]: parameters; `patch`: what PATCH makes of an object; `watch`: changes as they come.
 //! - [`form`] and [`body`]: how answers are written, and sent.
 
@@ -13,6 +14,7 @@ mod connection;
 mod documents;
 mod form;
 mod objects;
+mod parts;
 mod patch;
 pub mod query;
 mod visited;

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::body::Body;
 use super::form::{self, Form, ListMeta};
+use super::parts::{self, SCALE};
 use super::patch;
 use super::query::{self, Query, Reading, Revision};
 use super::watch::Watching;
@@ -14,12 +15,12 @@ use crate::authn::Authenticator;
 use crate::encoding::{self, Encoding, Media, Offers, Patch};
 use crate::object::{Object, User, text};
 use crate::registry::{Done, How, Registry, Target, Writer};
-use crate::resources::{Resource, Subresource};
+use crate::resources::Resource;
 use crate::schema::TypeId;
 use crate::status::Status;
 use crate::storage::cache::Listed;
 use crate::strategy::DeleteOptions;
-use crate::{json as reader, protobuf, table, versions, yaml};
+use crate::{json as reader, protobuf, table, yaml};
 
 /// Warnings that a client gets of one request.
 const MOST_WARNINGS: usize = 32;
@@ -35,10 +36,10 @@ pub(crate) struct Call<'a> {
 }
 
 /// What a body is when it is read.
-struct Read {
-    object: Object,
+pub(super) struct Read {
+    pub(super) object: Object,
     /// What a strict reader refuses.
-    findings: Vec<String>,
+    pub(super) findings: Vec<String>,
 }
 
 impl<'a> Call<'a> {
@@ -51,6 +52,7 @@ impl<'a> Call<'a> {
     ) -> Result<Response<Body>, Status> {
         let resource = self.target.resource;
         match self.verb {
+            "get" if self.target.subresource == "scale" => self.get_scale(registry).await,
             "get" => self.get(registry).await,
             "list" => self.list(registry).await,
             "watch" => self.watch(registry).await,
@@ -79,7 +81,7 @@ impl<'a> Call<'a> {
     }
 
     /// The form of an answer that is no object of the resource: a scale, a review.
-    fn plain(&self) -> Result<Media, Status> {
+    pub(super) fn plain(&self) -> Result<Media, Status> {
         let offers = Offers { protobuf: true, ..Offers::default() };
         encoding::negotiate(&texts(self.headers, "accept"), offers)
     }
@@ -105,7 +107,7 @@ impl<'a> Call<'a> {
         Ok(answer(StatusCode::OK, form.media, form.object(&entry)))
     }
 
-    fn other(&self, code: StatusCode, media: Media, object: Object) -> Response<Body> {
+    pub(super) fn other(&self, code: StatusCode, media: Media, object: Object) -> Response<Body> {
         answer(code, media, form::encode(media.encoding, &Value::Object(object)).into())
     }
 
@@ -166,6 +168,13 @@ impl<'a> Call<'a> {
         let form = self.form(false)?;
         let read = self.read(body, &resource.api_version(), resource.kind, resource.schema)?;
         let warnings = self.judge(&read.findings, &resource.api_version(), resource.kind)?;
+        if resource.plural == "bindings" {
+            let name = text(&read.object, "/metadata/name").to_owned();
+            let pods = crate::resources::find("", "v1", "pods").ok_or_else(Status::no_resource)?;
+            let target = Target::new(pods, namespace, &name).part("binding");
+            parts::bind(registry, writer, target, &read.object).await?;
+            return Ok(self.other(StatusCode::CREATED, self.plain()?, success(None)));
+        }
         let target = Target::new(resource, namespace, name);
         let done = registry.create(writer, target, read.object).await?;
         let mut response = self.done(StatusCode::CREATED, form, &done);
@@ -173,43 +182,16 @@ impl<'a> Call<'a> {
         Ok(response)
     }
 
-    /// What is posted to a part of an object.
-    async fn create_part(
-        &self,
-        registry: &Registry,
-        authenticator: &Authenticator,
-        _writer: Writer<'_>,
-        sub: &Subresource,
-        body: &[u8],
-    ) -> Result<Response<Body>, Status> {
-        let media = self.plain()?;
-        let Some((group, version, kind)) = sub.kind else {
-            return Err(Status::method_not_allowed());
-        };
-        let api_version =
-            if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
-        let of = form::schema(&api_version, kind).ok_or_else(Status::no_resource)?;
-        let read = self.read(body, &api_version, kind, of)?;
-        self.judge(&read.findings, &api_version, kind)?;
-        match sub.name {
-            "token" => {
-                let account = registry.get(Target { subresource: "", ..self.target }).await?;
-                let objects: &dyn crate::object::Objects = &**registry.storage().cache();
-                let account = versions::present(self.target.resource, account.object());
-                let now = std::time::SystemTime::now();
-                let issued =
-                    authenticator.accounts().issue(&account, &read.object, objects, now)?;
-                Ok(self.other(StatusCode::CREATED, media, issued))
-            }
-            _ => Err(Status::method_not_allowed()),
-        }
-    }
-
     async fn put(&self, registry: &Registry, body: &[u8]) -> Result<Response<Body>, Status> {
         let writer = self.writer("UpdateOptions")?;
         let resource = self.target.resource;
         if self.target.subresource == "scale" {
-            return Err(Status::no_resource());
+            let (api_version, kind) = SCALE;
+            let of = form::schema(api_version, kind).ok_or_else(Status::no_resource)?;
+            let read = self.read(body, api_version, kind, of)?;
+            let warnings = self.judge(&read.findings, api_version, kind)?;
+            let given = |_| Ok(read.object.clone());
+            return self.scale(registry, writer, How::Put, &warnings, given).await;
         }
         let form = self.form(false)?;
         let read = self.read(body, &resource.api_version(), resource.kind, resource.schema)?;
@@ -265,7 +247,7 @@ impl<'a> Call<'a> {
         };
         self.judge(&findings, &api_version, kind)?;
         let mut response = if scales {
-            return Err(Status::no_resource());
+            self.scale(registry, writer, How::Patch, &[], patched).await?
         } else {
             let form = self.form(false)?;
             let (done, _) =
@@ -375,7 +357,13 @@ impl<'a> Call<'a> {
     }
 
     /// Reads a body of a kind.
-    fn read(&self, body: &[u8], api_version: &str, kind: &str, of: TypeId) -> Result<Read, Status> {
+    pub(super) fn read(
+        &self,
+        body: &[u8],
+        api_version: &str,
+        kind: &str,
+        of: TypeId,
+    ) -> Result<Read, Status> {
         self.decode(body, of, api_version, kind)
     }
 
@@ -411,7 +399,7 @@ impl<'a> Call<'a> {
     }
 
     /// What is told of what a strict reader found, as the client wants it.
-    fn judge(
+    pub(super) fn judge(
         &self,
         findings: &[String],
         api_version: &str,
@@ -515,7 +503,7 @@ fn list_meta(reading: &Reading, listed: &Listed, pages: bool) -> ListMeta {
 }
 
 /// What is told of an object that is gone, or of something that was done.
-fn success(gone: Option<(Target<'_>, &Object)>) -> Object {
+pub(super) fn success(gone: Option<(Target<'_>, &Object)>) -> Object {
     let mut status = json!({
         "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
     });
@@ -554,7 +542,7 @@ pub(crate) fn answer(code: StatusCode, media: Media, body: Body) -> Response<Bod
 }
 
 /// Adds a header `Warning` for each (RFC 7234 §5.5), as kubectl prints them.
-fn warn(response: &mut Response<Body>, warnings: &[String]) {
+pub(super) fn warn(response: &mut Response<Body>, warnings: &[String]) {
     for warning in warnings.iter().take(MOST_WARNINGS) {
         let quoted = warning.replace('\\', "\\\\").replace('"', "\\\"");
         if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{quoted}\"")) {
