@@ -1,13 +1,17 @@
 //! The kernel's command line, as far as a node's behaviour depends on it.
 //!
 //! [`parse`] splits the text as the kernel does; the accessors of [`Cmdline`] find the
-//! arguments of spec/node-api §7.1. Each `talos.X` may be written `orlop.X`; of several, the first
+//! arguments of spec/node-api §7.1, [`links`] those that make links. Each `talos.X` may be written `orlop.X`; of several, the first
 //! on the line counts. What is malformed is ignored, and a [`Problem`] says why: nothing on this
 //! line may keep a machine from booting.
+
+mod links;
 
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
+
+pub use links::VlanArgument;
 
 /// Arguments without which a node refuses to boot, as they are written.
 const REQUIRED: [(&str, Option<&str>); 2] = [("slab_nomerge", None), ("pti", Some("on"))];
@@ -37,11 +41,11 @@ pub struct Problem {
     pub reason: String,
 }
 
-/// A static address from `ip=` (Documentation/admin-guide/nfs/nfsroot.rst).
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// How a link gets its address, from `ip=` (Documentation/admin-guide/nfs/nfsroot.rst).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ip {
-    /// Address and prefix length.
-    pub address: IpNet,
+    /// Address and prefix length; `None`: a DHCP server is asked.
+    pub address: Option<IpNet>,
     /// Where the default route leads.
     pub gateway: Option<IpAddr>,
     /// A source of the host name.
@@ -50,6 +54,8 @@ pub struct Ip {
     pub device: Option<String>,
     /// At most two.
     pub resolvers: Vec<IpAddr>,
+    /// At most one.
+    pub time_servers: Vec<IpAddr>,
 }
 
 impl Cmdline {
@@ -165,7 +171,9 @@ impl Cmdline {
             argument: format!("talos.shutdown={word}"),
             reason: "it must be `halt` or `poweroff`".to_owned(),
         });
-        shutdown.into_iter().chain(self.ip().err()).collect()
+        let links =
+            self.bonds().filter_map(Result::err).chain(self.vlans().filter_map(Result::err));
+        shutdown.into_iter().chain(self.ips().filter_map(Result::err)).chain(links).collect()
     }
 
     /// `panic`: seconds until the kernel reboots after a panic; 0 means never, and so after a fatal
@@ -175,15 +183,13 @@ impl Cmdline {
         self.values("panic").next_back()?.parse().ok()
     }
 
-    /// `ip`: `client:server:gw:netmask:hostname:device:autoconf:dns0:dns1:ntp0`, the first on the
-    /// line. `None` when there is none or it asks for DHCP, which is what happens anyway. The
-    /// netmask may be a prefix length; an IPv6 address stands in brackets.
+    /// `ip`: `client:server:gw:netmask:hostname:device:autoconf:dns0:dns1:ntp0`, or `device:dhcp`, each on the line. The
+    /// netmask may be a prefix length; an IPv6 address stands in brackets. Those that ask for DHCP everywhere, which is
+    /// what happens anyway, are left out.
     ///
-    /// # Errors
-    /// When it has fewer than four fields or one of them is malformed.
-    pub fn ip(&self) -> Result<Option<Ip>, Problem> {
-        let Some(text) = self.values("ip").next() else { return Ok(None) };
-        Ip::parse(text).map_err(|reason| Problem { argument: format!("ip={text}"), reason })
+    /// Of one that has fewer than four fields, or a malformed one, there is a [`Problem`].
+    pub fn ips(&self) -> impl Iterator<Item = Result<Ip, Problem>> {
+        self.each("ip", Ip::parse).filter_map(Result::transpose)
     }
 
     /// The hardening arguments that must be there and are not (spec/node-api §7.3), as written.
@@ -209,13 +215,19 @@ impl Ip {
             return Ok(None);
         }
         let fields = fields(text);
+        let by_dhcp = |device: Option<&str>| {
+            device.map(|device| Self { device: Some(device.to_owned()), ..Self::default() })
+        };
+        if let [device, "dhcp" | "on" | "any"] = fields[..] {
+            return Ok(by_dhcp(Some(device).filter(|device| !device.is_empty())));
+        }
         if fields.len() < 4 {
             return Err(format!("it has {} of at least 4 fields", fields.len()));
         }
         let field = |i: usize| fields.get(i).copied().filter(|field| !field.is_empty());
         let Some(client) = field(0) else {
             return match field(6) {
-                Some("dhcp" | "on" | "any") => Ok(None),
+                Some("dhcp" | "on" | "any") => Ok(by_dhcp(field(5))),
                 _ => Err("it has no client address".to_owned()),
             };
         };
@@ -226,13 +238,18 @@ impl Ip {
             .ok_or_else(|| format!("{netmask:?} is no netmask of {client}"))?;
         let resolvers = [field(7), field(8)].into_iter().flatten();
         Ok(Some(Self {
-            address: address_and_prefix,
+            address: Some(address_and_prefix),
             gateway: field(2).map(|gateway| address("gateway", gateway)).transpose()?,
             hostname: field(4).map(str::to_owned),
             device: field(5).map(str::to_owned),
             resolvers: resolvers
                 .map(|resolver| address("DNS server", resolver))
                 .collect::<Result<_, _>>()?,
+            time_servers: field(9)
+                .map(|server| address("time server", server))
+                .transpose()?
+                .into_iter()
+                .collect(),
         }))
     }
 }
@@ -327,24 +344,32 @@ mod tests {
 
     #[test]
     fn ip_gives_address_route_names_and_resolvers() {
-        let line = parse("ip=10.0.0.7:10.0.0.1:10.0.0.254:255.255.255.0:n1:eth0:off:1.1.1.1::x");
+        let line = parse(
+            "ip=10.0.0.7:10.0.0.1:10.0.0.254:255.255.255.0:n1:eth0:off:1.1.1.1::9.9.9.9 \
+             ip=[fd00::7]::[fd00::1]:64::eth0 ip=eth1:dhcp ip=:::::bond0:dhcp",
+        );
         let expected = Ip {
-            address: "10.0.0.7/24".parse().unwrap(),
+            address: Some("10.0.0.7/24".parse().unwrap()),
             gateway: Some("10.0.0.254".parse().unwrap()),
             hostname: Some("n1".to_owned()),
             device: Some("eth0".to_owned()),
             resolvers: vec!["1.1.1.1".parse().unwrap()],
+            time_servers: vec!["9.9.9.9".parse().unwrap()],
         };
-        assert_eq!(line.ip(), Ok(Some(expected)));
-        let v6 = parse("ip=[fd00::7]::[fd00::1]:64::eth0").ip().unwrap().unwrap();
-        assert_eq!(v6.address.to_string(), "fd00::7/64");
-        assert_eq!(v6.gateway, Some("fd00::1".parse().unwrap()));
+        let dhcp = |device: &str| Ip { device: Some(device.to_owned()), ..Ip::default() };
+        let v6 = Ip {
+            address: Some("fd00::7/64".parse().unwrap()),
+            gateway: Some("fd00::1".parse().unwrap()),
+            ..dhcp("eth0")
+        };
+        let all: Vec<_> = line.ips().map(Result::unwrap).collect();
+        assert_eq!(all, [expected, v6, dhcp("eth1"), dhcp("bond0")]);
     }
 
     #[test]
-    fn a_request_for_dhcp_is_no_static_address() {
-        for line in ["", "ip=dhcp", "ip=on", "ip", "ip=:::::eth0:dhcp"] {
-            assert_eq!(parse(line).ip(), Ok(None), "{line}");
+    fn a_request_for_dhcp_everywhere_says_nothing() {
+        for line in ["", "ip=dhcp", "ip=on", "ip", "ip=::::::dhcp", "ip=:dhcp"] {
+            assert_eq!(parse(line).ips().next(), None, "{line}");
         }
     }
 
@@ -358,9 +383,10 @@ mod tests {
             ("ip=10.0.0.700:::24", "\"10.0.0.700\" is no client address"),
             ("ip=10.0.0.7::x:24", "\"x\" is no gateway"),
             ("ip=10.0.0.7:::24::::y", "\"y\" is no DNS server"),
+            ("ip=10.0.0.7:::24::::::z", "\"z\" is no time server"),
             ("ip=:::24", "it has no client address"),
         ] {
-            let problem = parse(line).ip().unwrap_err();
+            let problem = parse(line).ips().next().unwrap().unwrap_err();
             assert_eq!((problem.reason.as_str(), problem.argument.as_str()), (reason, line));
         }
     }

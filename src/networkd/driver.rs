@@ -807,7 +807,8 @@ impl Driver {
     fn write_time_servers(&mut self) {
         let v4 = self.leases.values().flat_map(|lease| &lease.ntp).map(ToString::to_string);
         let v6 = self.leases6.values().flat_map(|lease| lease.ntp.iter().cloned());
-        let text = names::time_servers(v4.chain(v6));
+        let kernel = self.settings.kernel.iter().flat_map(|kernel| &kernel.intent.time_servers);
+        let text = names::time_servers(v4.chain(v6).chain(kernel.map(ToString::to_string)));
         let path = self.options.time_servers.clone();
         let present = std::fs::read_to_string(&path).unwrap_or_default();
         // Who waits for a lease, after a start or its end, still goes by the last one's.

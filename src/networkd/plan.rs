@@ -36,8 +36,8 @@ pub struct Settings {
     pub selected: Vec<Selected>,
     /// Policy rules.
     pub rules: Vec<Rule>,
-    /// The `ip=` argument.
-    pub kernel: Option<KernelIntent>,
+    /// The `ip=` arguments.
+    pub kernel: Vec<KernelIntent>,
     /// `talos.network.interface.ignore`: beats everything else.
     pub ignored: BTreeSet<String>,
     /// `talos.hostname`, or the configuration's.
@@ -56,10 +56,10 @@ pub struct Settings {
     pub mtu_by_dhcp: bool,
 }
 
-/// What `ip=` asks for.
+/// What an `ip=` asks for.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct KernelIntent {
-    /// `None`: the first link that is not loopback.
+    /// `None`: the first link that is neither loopback nor a port of another.
     pub device: Option<String>,
     /// What it shall have.
     pub intent: Intent,
@@ -84,6 +84,8 @@ pub struct Intent {
     pub host_name: Option<String>,
     /// The resolvers of `ip=`.
     pub resolvers: Vec<IpAddr>,
+    /// The time servers of `ip=`.
+    pub time_servers: Vec<IpAddr>,
     /// Neighbours that are known without asking.
     pub neighbours: Vec<(IpAddr, Mac)>,
     /// Whether IPv6 routers are believed; `None` means on links with DHCP.
@@ -159,6 +161,7 @@ impl Intent {
         self.mtu = other.mtu.or(self.mtu);
         self.host_name = other.host_name.clone().or(self.host_name.take());
         self.resolvers.extend(&other.resolvers);
+        self.time_servers.extend(&other.time_servers);
         self.neighbours.extend(&other.neighbours);
         self.accept_ra = other.accept_ra.or(self.accept_ra);
         self.vip = other.vip.or(self.vip);
@@ -180,21 +183,21 @@ const LIFETIME_SLACK: Duration = Duration::from_secs(2);
 /// What each link that is ours shall have, by its index. A link that is not in it is not touched.
 #[must_use]
 pub fn intents(settings: &Settings, links: &[Link]) -> BTreeMap<u32, Intent> {
-    let first = links.iter().find(|link| !link.loopback()).map(|link| link.name.as_str());
-    let kernel = settings.kernel.as_ref();
-    let kernel_device = kernel.and_then(|kernel| kernel.device.as_deref().or(first));
     let ports = made::ports(settings);
+    let mut others = links.iter().filter(|link| !link.loopback());
+    let first = others.find(|link| !ports.contains(link.name.as_str()));
+    let first = first.map(|link| link.name.as_str());
     let tables = made::tables(settings);
     let mut intents = BTreeMap::new();
     for link in links {
         if settings.ignored.contains(&link.name) || ports.contains(link.name.as_str()) {
             continue;
         }
-        let mut entry = None;
-        if let Some(kernel) = kernel
-            && kernel_device == Some(&link.name)
-        {
-            entry = Some(kernel.intent.clone());
+        let mut entry: Option<Intent> = None;
+        for KernelIntent { device, intent } in &settings.kernel {
+            if device.as_deref().or(first) == Some(&link.name) {
+                entry.get_or_insert_with(Intent::default).add(intent);
+            }
         }
         if let Some(configured) = settings.interfaces.get(&link.name) {
             entry.get_or_insert_with(Intent::default).add(configured);

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use orlop_config::Problems;
-use orlop_config::cmdline::{self, Cmdline, Ip};
+use orlop_config::cmdline::{self, Cmdline, Ip, VlanArgument};
 use orlop_config::machine::{Bridge, Interface, Network, Resolver, Route, Rule, Vlan};
 use orlop_netlink::{Action, IpNet, Ipv4Net, Ipv6Net, Protocol, Table};
 use tracing::warn;
@@ -200,17 +200,27 @@ fn host_name(name: &str) -> Option<String> {
 /// What the kernel's arguments say.
 #[must_use]
 pub fn from_kernel(arguments: &Cmdline) -> Settings {
-    let kernel = arguments.ip().unwrap_or_else(|problem| {
-        warn!(%problem, "kernel argument ignored");
-        None
-    });
+    let mut interfaces = BTreeMap::new();
+    for bond in arguments.bonds().filter_map(told) {
+        add_interface(&mut interfaces, bond);
+    }
+    for VlanArgument { name, parent, id } in arguments.vlans().filter_map(told) {
+        let intent = Intent { make: Some(Make::Vlan { parent, id }), ..Intent::default() };
+        interfaces.entry(name).or_insert_with(Intent::default).add(&intent);
+    }
     Settings {
-        kernel: kernel.map(from_ip),
+        interfaces,
+        kernel: arguments.ips().filter_map(told).map(from_ip).collect(),
         ignored: arguments.ignored_interfaces().map(str::to_owned).collect(),
         host_name: arguments.hostname().and_then(host_name),
         mtu_by_dhcp: arguments.platform() != Some("azure"),
         ..Settings::default()
     }
+}
+
+/// What is malformed is told, and ignored.
+fn told<T>(argument: Result<T, cmdline::Problem>) -> Option<T> {
+    argument.inspect_err(|problem| warn!(%problem, "kernel argument ignored")).ok()
 }
 
 fn from_ip(ip: Ip) -> KernelIntent {
@@ -222,10 +232,12 @@ fn from_ip(ip: Ip) -> KernelIntent {
         StaticRoute::new(destination, Some(gateway), StaticRoute::DEFAULT_METRIC)
     };
     let intent = Intent {
-        addresses: vec![ip.address],
+        dhcp: ip.address.is_none().then(Dhcp::default),
+        addresses: ip.address.into_iter().collect(),
         routes: ip.gateway.map(default_route).into_iter().collect(),
         host_name: ip.hostname.as_deref().and_then(host_name),
         resolvers: ip.resolvers,
+        time_servers: ip.time_servers,
         ..Intent::default()
     };
     KernelIntent { device: ip.device, intent }
@@ -300,7 +312,7 @@ interfaces:
         let cmdline = "ip=10.0.0.7::10.0.0.1:255.255.255.0:n1:eth3::10.0.0.53 \
             talos.network.interface.ignore=eth9 talos.platform=azure";
         let settings = settings(cmdline, "");
-        let kernel = settings.kernel.unwrap();
+        let [kernel] = &settings.kernel[..] else { panic!("{settings:?}") };
         assert_eq!(kernel.device.as_deref(), Some("eth3"));
         assert_eq!(kernel.intent.addresses, ["10.0.0.7/24".parse().unwrap()]);
         assert_eq!(kernel.intent.routes[0].gateway, Some("10.0.0.1".parse().unwrap()));
@@ -308,6 +320,29 @@ interfaces:
         assert_eq!(kernel.intent.resolvers, ["10.0.0.53".parse::<IpAddr>().unwrap()]);
         assert!(settings.ignored.contains("eth9"));
         assert!(!settings.mtu_by_dhcp, "on azure");
+    }
+
+    #[test]
+    fn kernel_arguments_make_links_that_the_configuration_adds_to() {
+        let cmdline = "bond=bond0:eth0,eth1:mode=active-backup:9000 vlan=bond0.5:bond0 vlan=vlan6:eth2 \
+            ip=bond0.5:dhcp ip=10.6.0.5:::24::vlan6::::10.6.0.1 vlan=eth2:eth2 ip=1:2";
+        let config = "interfaces: [{interface: bond0, cidr: 10.0.0.5/24}]";
+        let settings = settings(cmdline, config);
+        let names: Vec<_> = settings.interfaces.keys().map(String::as_str).collect();
+        assert_eq!(names, ["bond0", "bond0.5", "vlan6"], "what is malformed is left out");
+        let bond = &settings.interfaces["bond0"];
+        assert_eq!(bond.make.as_ref().unwrap().ports(), ["eth0", "eth1"]);
+        assert_eq!((bond.addresses.len(), bond.mtu), (1, Some(9000)));
+        let vlan = |parent: &str, id| Some(Make::Vlan { parent: parent.to_owned(), id });
+        assert_eq!(settings.interfaces["bond0.5"].make, vlan("bond0", 5));
+        assert_eq!(settings.interfaces["vlan6"].make, vlan("eth2", 6));
+        let [dhcp, fixed] = &settings.kernel[..] else { panic!("{settings:?}") };
+        assert_eq!(
+            (dhcp.device.as_deref(), dhcp.intent.dhcp),
+            (Some("bond0.5"), Some(Dhcp::default()))
+        );
+        assert_eq!((fixed.device.as_deref(), fixed.intent.dhcp), (Some("vlan6"), None));
+        assert_eq!(fixed.intent.time_servers, ["10.6.0.1".parse::<IpAddr>().unwrap()]);
     }
 
     #[test]

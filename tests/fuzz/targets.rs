@@ -315,7 +315,10 @@ pub fn ntp_answer(bytes: &[u8]) {
 }
 
 pub fn kernel_arguments(bytes: &[u8]) {
-    let _ = orlop_config::cmdline::parse(&String::from_utf8_lossy(bytes));
+    let line = orlop_config::cmdline::parse(&String::from_utf8_lossy(bytes));
+    let problems = line.problems();
+    assert!(problems.iter().all(|problem| !problem.reason.is_empty()), "refused without a word");
+    let _ = orlop_networkd::settings::from_kernel(&line);
 }
 
 pub fn machine_configuration(bytes: &[u8]) {

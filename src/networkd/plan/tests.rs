@@ -105,12 +105,12 @@ fn the_ip_argument_and_the_configuration_add_up() {
         intent: static_intent(),
     };
     let more = Intent { addresses: vec![net("10.1.0.1/16")], mtu: Some(9000), ..Intent::default() };
-    let settings = Settings { kernel: Some(kernel(Some("ens4"))), ..settings("ens4", more) };
+    let settings = Settings { kernel: vec![kernel(Some("ens4"))], ..settings("ens4", more) };
     let chosen = &by_name(&settings)["ens4"];
     assert_eq!(chosen.addresses, [net("10.0.2.77/24"), net("10.1.0.1/16")]);
     assert_eq!((chosen.dhcp, chosen.mtu), (None, Some(9000)));
 
-    let settings = Settings { kernel: Some(kernel(None)), ..Settings::default() };
+    let settings = Settings { kernel: vec![kernel(None)], ..Settings::default() };
     assert_eq!(by_name(&settings)["eth0"], static_intent(), "the first that is not loopback");
 }
 
