@@ -212,6 +212,12 @@ impl Row {
     pub fn number(&self, key: &str) -> u64 {
         self.0[key].as_u64().unwrap_or_default()
     }
+
+    /// The number under `key`, whole or not; not a number where there is none.
+    #[must_use]
+    pub fn real(&self, key: &str) -> f64 {
+        self.0[key].as_f64().unwrap_or(f64::NAN)
+    }
 }
 
 fn limited(seconds: u64) -> Command {
