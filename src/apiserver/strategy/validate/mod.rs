@@ -62,15 +62,9 @@ pub fn validate_update(
 
 /// All of an object but its metadata and status.
 fn whole(resource: &Resource, object: &Object, causes: &mut Vec<Cause>) {
-    let mut object = object.clone();
-    let metadata = object.remove("metadata");
-    object.remove("status");
-    check(&object, resource.schema, "", causes);
-    if let Some(metadata) = metadata {
-        object.insert("metadata".to_owned(), metadata);
-    }
-    let kinds = [pod::kind, workload::kind, network::kind, storage::kind, cluster::kind];
-    kinds.iter().for_each(|kind| kind(resource, &object, causes));
+    check(object, resource.schema, "", causes);
+    let kinds = [workload::kind, network::kind, storage::kind, cluster::kind];
+    kinds.iter().for_each(|kind| kind(resource, object, causes));
 }
 
 /// Of a type, wherever it occurs: the object, its path, what is wrong.
@@ -158,13 +152,15 @@ fn check(object: &Object, of: TypeId, path: &str, causes: &mut Vec<Cause>) {
     }
     let nothing = Map::new();
     for field in &SCHEMA.get(of).fields {
-        let here = child(path, field.json);
+        let here = || child(path, field.json);
         match (field.shape, field.kind, object.get(field.json)) {
+            // It is the server's.
+            _ if path.is_empty() && field.json == "status" => {}
             (Shape::Inline, Kind::Message(inner), _) => check(object, inner, path, causes),
             (Shape::List, Kind::Message(inner), Some(Value::Array(items))) => {
                 for (index, item) in items.iter().enumerate() {
                     if let Value::Object(item) = item {
-                        check(item, inner, &format!("{here}[{index}]"), causes);
+                        check(item, inner, &format!("{}[{index}]", here()), causes);
                     }
                 }
             }
@@ -173,19 +169,17 @@ fn check(object: &Object, of: TypeId, path: &str, causes: &mut Vec<Cause>) {
             (Shape::Map, Kind::Message(inner), Some(Value::Object(items))) => {
                 for (key, item) in items {
                     if let Value::Object(item) = item {
-                        check(item, inner, &format!("{here}[{key}]"), causes);
+                        check(item, inner, &format!("{}[{key}]", here()), causes);
                     }
                 }
             }
             (_, Kind::Message(inner), Some(Value::Object(inside))) => {
-                check(inside, inner, &here, causes);
+                check(inside, inner, &here(), causes);
             }
-            (Shape::Value, Kind::Message(inner), None)
-                if !(path.is_empty() && field.json == "status") =>
-            {
-                check(&nothing, inner, &here, causes);
+            (Shape::Value, Kind::Message(inner), None) => {
+                check(&nothing, inner, &here(), causes);
             }
-            (_, Kind::Quantity, Some(value)) => quantities(value, &here, causes),
+            (_, Kind::Quantity, Some(value)) => quantities(value, &here(), causes),
             _ => {}
         }
     }

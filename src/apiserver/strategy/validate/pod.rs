@@ -8,7 +8,6 @@ use super::names::{Form, wrong};
 use super::{Check, child, labels, named, not_found};
 use crate::object::{Object, items, text};
 use crate::quantity::Quantity;
-use crate::resources::Resource;
 use crate::status::Cause;
 
 pub(super) const CHECKS: &[(&str, &str, Check)] = &[
@@ -40,9 +39,6 @@ pub(super) const CHECKS: &[(&str, &str, Check)] = &[
     ("core/v1", "NodeSelectorRequirement", node_requirement),
     ("core/v1", "TopologySpreadConstraint", spread),
 ];
-
-/// Nothing besides.
-pub(super) fn kind(_: &Resource, _: &Object, _: &mut Vec<Cause>) {}
 
 /// Of a pod that is not there yet.
 pub(super) fn create(pod: &Object, causes: &mut Vec<Cause>) {
