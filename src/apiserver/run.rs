@@ -9,6 +9,7 @@ use std::sync::{Arc, RwLock};
 use std::time::{Duration, SystemTime};
 
 use clap::Parser;
+use futures_util::future::try_join_all;
 use ipnet::IpNet;
 use orlop_rpc::places::{self, Most};
 use orlop_rpc::tls;
@@ -27,6 +28,7 @@ use crate::identity::{self, Identity, Place};
 use crate::loops;
 use crate::object::{Object, User, text};
 use crate::registry::{Gate, How, Registry, Target, Writer};
+use crate::resources::Resource;
 use crate::server::{self, Server};
 use crate::status::Status;
 use crate::storage::Storage;
@@ -326,37 +328,51 @@ impl Running {
     }
 }
 
-/// Sees to what every cluster has from its start.
+/// Sees to what every cluster has from its start: the namespaces, then what is in them, each all at once, so that a
+/// new store has it in a few flushes of the disk.
 async fn prepare(registry: &Registry, client_ca: &str) -> Result<(), Status> {
     let user = User::apiserver();
-    let writer = Writer::new(&user);
-    for (resource, wanted) in bootstrap::objects(client_ca) {
-        let (namespace, name) =
-            (text(&wanted, "/metadata/namespace"), text(&wanted, "/metadata/name"));
-        let target = Target::new(resource, namespace, name);
-        let live = registry.storage().get(resource, namespace, name).await?;
-        let live: Option<Object> = live.map(|live| live.object);
-        let done = match bootstrap::reconcile(live.as_ref(), &wanted) {
-            Repair::Nothing => Ok(()),
-            Repair::Create(object) => registry.create(writer, target, object).await.map(drop),
-            Repair::Update(object) => registry
-                .update(writer, target, How::Put, false, |_| Ok(object.clone()))
-                .await
-                .map(drop),
-            Repair::Recreate(object) => {
-                registry.delete(writer, target, &DeleteOptions::default()).await?;
-                registry.create(writer, target, object).await.map(drop)
-            }
-        };
-        match done {
-            // Another server starts, too.
-            Err(status) if status.code == 409 => {}
-            done => done?,
-        }
-        // What follows may need it: a namespace, a role that is bound.
+    let all = bootstrap::objects(client_ca).into_iter();
+    let (namespaces, others): (Vec<_>, Vec<_>) =
+        all.partition(|(resource, _)| resource.plural == "namespaces");
+    for part in [namespaces, others] {
+        let repairs = part.into_iter().map(|(resource, wanted)| {
+            let writer = Writer::new(&user);
+            async move { repair(registry, writer, resource, &wanted).await }
+        });
+        try_join_all(repairs).await?;
+        // What follows needs it.
         registry.storage().fresh().await?;
     }
     Ok(())
+}
+
+async fn repair(
+    registry: &Registry,
+    writer: Writer<'_>,
+    resource: &'static Resource,
+    wanted: &Object,
+) -> Result<(), Status> {
+    let (namespace, name) = (text(wanted, "/metadata/namespace"), text(wanted, "/metadata/name"));
+    let target = Target::new(resource, namespace, name);
+    let live = registry.storage().get(resource, namespace, name).await?;
+    let live: Option<Object> = live.map(|live| live.object);
+    let done = match bootstrap::reconcile(live.as_ref(), wanted) {
+        Repair::Nothing => Ok(()),
+        Repair::Create(object) => registry.create(writer, target, object).await.map(drop),
+        Repair::Update(object) => {
+            registry.update(writer, target, How::Put, false, |_| Ok(object.clone())).await.map(drop)
+        }
+        Repair::Recreate(object) => {
+            registry.delete(writer, target, &DeleteOptions::default()).await?;
+            registry.create(writer, target, object).await.map(drop)
+        }
+    };
+    match done {
+        // Another server starts, too.
+        Err(status) if status.code == 409 => Ok(()),
+        done => done,
+    }
 }
 
 /// The first address of a network that is a machine's.

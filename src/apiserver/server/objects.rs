@@ -1,5 +1,6 @@
 //! The verbs as HTTP has them: what a request's path, parameters and body mean, and what is answered.
 
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderValue, VARY, WARNING};
 use http::{HeaderMap, Response, StatusCode};
 use orlop_rt::CancellationToken;
@@ -22,6 +23,8 @@ use crate::storage::cache::Listed;
 use crate::strategy::DeleteOptions;
 use crate::{json as reader, protobuf, table, yaml};
 
+/// Objects of a collection that are deleted at a time: they share flushes of the disk.
+const DELETIONS: usize = 64;
 /// Warnings that a client gets of one request.
 const MOST_WARNINGS: usize = 32;
 
@@ -287,15 +290,18 @@ impl<'a> Call<'a> {
         let reading = query::reading(resource, namespace, name, self.query, false)?;
         let (listed, exact) = read_list(registry, resource, &reading).await?;
         let meta = list_meta(&reading, &listed, exact);
-        for entry in &listed.entries {
+        let options = &options;
+        let entries = futures_util::stream::iter(listed.entries.clone());
+        let deletions = entries.map(|entry| async move {
             let target = Target::new(resource, entry.namespace(), entry.name());
-            match registry.delete(writer, target, &options).await {
-                Ok(_) => {}
+            match registry.delete(writer, target, options).await {
+                Ok(_) => Ok(()),
                 // Others may remove, too.
-                Err(status) if status.code == 404 => {}
-                Err(status) => return Err(status),
+                Err(status) if status.code == 404 => Ok(()),
+                Err(status) => Err(status),
             }
-        }
+        });
+        deletions.buffer_unordered(DELETIONS).try_collect::<()>().await?;
         Ok(answer(StatusCode::OK, form.media, form.list(listed.entries, &meta, false)))
     }
 

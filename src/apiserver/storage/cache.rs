@@ -23,7 +23,7 @@ use crate::{strategy, versions};
 /// Changes of a resource that are kept for its watches,
 const RECENT: usize = 4096;
 /// and what they may take, beyond the objects that are there anyway.
-const RECENT_BYTES: usize = 8 << 20;
+const RECENT_BYTES: usize = 4 << 20;
 
 /// An object as it is at a revision.
 pub struct Entry {
