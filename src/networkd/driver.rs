@@ -2,37 +2,39 @@
 //!
 //! Level-triggered: every notice, lease or timer leads to the same [`Driver::reconcile`], which lists
 //! what is, asks [`plan`](crate::plan) what to do about it and does that. What fails is logged once
-//! and tried again later; it does not keep other links from being configured.
+//! and tried again later; it does not keep other links from being configured. Who keeps leases, who takes part in
+//! elections, WireGuard, and what others learn of it all have a file each.
+
+mod encrypted;
+mod leases;
+mod published;
+mod wandering;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::fs::File;
-use std::io::{self, Write as _};
+use std::io;
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::Path;
 use std::time::Duration;
 
-use orlop_netlink::wireguard::{self as wg, Device, PublicKey, What, Wireguard};
-use orlop_netlink::{Change, Changes, Direct, Duplicates, Kind, Link, Mac, Netlink, host};
+use orlop_netlink::wireguard::{Device, PublicKey, Wireguard};
+use orlop_netlink::{Change, Changes, Direct, Duplicates, Kind, Link, Mac, Netlink};
 use orlop_rt::{Backoff, CancellationToken, Chain};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinError, JoinSet};
-use tracing::{Instrument as _, debug, info, info_span, warn};
+use tracing::{debug, info, warn};
 
 use crate::advertisement::Learned;
 use crate::api::News;
-use crate::dhcp::{Carrier, Keeper, Memory, Update, now, wait_until};
-use crate::holder::{Held, Place, Wanderer};
-use crate::machine::{Lease, Remembered, Uptime, Wishes};
+use crate::dhcp::{Carrier, Update, now, wait_until};
+use crate::holder::Held;
+use crate::machine::{Lease, Uptime};
 use crate::machine6;
 use crate::made::{self, Wanted};
-use crate::news::{self, LinkState, Look, Notice, Reporter, RouteState};
-use crate::plan::{self, Desired, Intent, Names, Observed, Operation, Settings, difference};
-use crate::resolver::driver::{self as resolver_driver, Sockets};
+use crate::news::Reporter;
+use crate::plan::{self, Desired, Names, Observed, Operation, Settings, difference};
 use crate::resolver::machine::Known;
-use crate::resolver::message::Hosts;
-use crate::resolver::{self, Server};
-use crate::routers::{Heard, Listener};
-use crate::{Error, Options, names, selectors, wireguard};
+use crate::routers::Heard;
+use crate::{Error, Options, selectors};
 
 /// A link that is tried for so long without success no longer keeps the node from being ready.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -362,48 +364,6 @@ impl Driver {
         patience.filter(|_| waiting).chain(self.retry_at).min()
     }
 
-    fn take(&mut self, update: Update) {
-        // A keeper that was stopped may have left a word behind.
-        let Some(keeper) = self.keepers.get(&update.index) else { return };
-        let before = match &update.lease {
-            Some(lease) => self.leases.insert(update.index, lease.clone()),
-            None => self.leases.remove(&update.index),
-        };
-        let (before, lease) = (before.map(|lease| lease.address), update.lease);
-        match lease {
-            Some(lease) if before != Some(lease.address) => {
-                let lease_secs =
-                    lease.times.map(|times| times.expires_at.saturating_sub(now()).as_secs());
-                let (link, address) = (&keeper.name, lease.address);
-                info!(%link, %address, server = %lease.server, lease_secs, "lease bound");
-            }
-            None if before.is_some() => warn!(link = %keeper.name, "lease lost"),
-            _ => {}
-        }
-    }
-
-    /// Another host has an address of ours. One that was given is declined; what the operator wrote stays.
-    fn duplicate(&mut self, index: u32, address: Ipv6Addr) {
-        let given = |lease: &machine6::Lease| lease.address.is_some_and(|it| it.address == address);
-        match (self.leases6.get(&index), self.keepers.get(&index)) {
-            (Some(lease), Some(keeper)) if given(lease) => {
-                // At once, or it would be put there again.
-                self.leases6.remove(&index);
-                keeper.duplicate.send_replace(Some(address));
-            }
-            _ => self.complain_of(format!("another host has the address {address} as well")),
-        }
-    }
-
-    fn keeper_ended(&mut self, index: u32, result: io::Result<()>) {
-        let Some(keeper) = self.keepers.remove(&index) else { return };
-        if let Err(error) = result {
-            self.complain(&format!("keep a lease for {}", keeper.name), &error);
-        }
-        self.resting.insert(index);
-        self.try_again_later();
-    }
-
     /// Makes what is into what should be, as far as that goes now.
     pub(crate) async fn reconcile(&mut self) {
         for round in 1.. {
@@ -546,384 +506,6 @@ impl Driver {
         done
     }
 
-    /// Takes part in the elections of addresses that wander, and in no others.
-    fn keep_parts(&mut self, intents: &BTreeMap<u32, Intent>, links: &[Link]) {
-        let vip = |index: &u32| intents.get(index).and_then(|intent| intent.vip);
-        let same = |index: &u32, part: &Part| {
-            let link = links.iter().find(|link| link.index == *index);
-            link.is_some_and(|link| link.mac == Some(part.mac) && link.name == part.name)
-                && vip(index) == Some(part.address)
-        };
-        // Without the other end of its carrier, each gives up what it has.
-        self.wanderers.retain(|index, part| same(index, part));
-        if self.stop.is_cancelled() {
-            return;
-        }
-        for link in links {
-            let (Some(address), Some(mac)) = (vip(&link.index), link.mac) else { continue };
-            let part = self.wanderers.entry(link.index).or_insert_with(|| {
-                let (carrier, carries) = watch::channel(Carrier::of(link));
-                let wanderer = Wanderer {
-                    index: link.index,
-                    name: link.name.clone(),
-                    mac,
-                    address,
-                    place: Place {
-                        folder: self.options.etcd.clone(),
-                        member: self.options.etcd_member.clone(),
-                    },
-                    updates: self.holds.0.clone(),
-                    stop: self.stop.clone(),
-                };
-                let span = info_span!("vip", link = %link.name);
-                self.elections.spawn(wanderer.run(carries).instrument(span));
-                Part { name: link.name.clone(), mac, address, carrier }
-            });
-            let seen = Carrier::of(link);
-            part.carrier.send_if_modified(|carrier| std::mem::replace(carrier, seen) != seen);
-        }
-    }
-
-    fn take_held(&mut self, Held { index, address, until, done }: Held) {
-        match until {
-            Some(until) => drop(self.held.insert((index, address), until)),
-            None => drop(self.held.remove(&(index, address))),
-        }
-        self.waiting.push(done);
-    }
-
-    /// Who no longer waits need not know.
-    fn tell_waiting(&mut self) {
-        for waiting in self.waiting.drain(..) {
-            let _ = waiting.send(());
-        }
-    }
-
-    /// Does something with WireGuard links; the socket is opened when it is first needed.
-    fn wireguard<T>(
-        &mut self,
-        work: impl FnOnce(&Wireguard) -> Result<T, orlop_netlink::Error>,
-    ) -> Result<T, orlop_netlink::Error> {
-        let socket = match self.wireguard.take() {
-            Some(socket) => socket,
-            None => Wireguard::open()?,
-        };
-        // After a failure a new one is as good.
-        let result = work(&socket)?;
-        self.wireguard = Some(socket);
-        Ok(result)
-    }
-
-    fn tell_wireguard(
-        &mut self,
-        index: u32,
-        change: &wg::Change,
-    ) -> Result<(), orlop_netlink::Error> {
-        self.wireguard(|socket| socket.change(index, change))?;
-        let (device, _) = self.encrypted.get(&index).cloned().unwrap_or_default();
-        let peers = device.peers.iter().filter(|peer| peer.endpoint.is_some());
-        self.told_endpoints.insert(index, peers.map(|peer| peer.public_key).collect());
-        let removed = change.peers.iter().filter(|peer| peer.what == What::Remove).count();
-        info!(index, told = change.peers.len() - removed, removed, "WireGuard peers changed");
-        Ok(())
-    }
-
-    /// Whether nobody else told WireGuard links anything.
-    fn wireguard_is_right(&mut self) -> bool {
-        let encrypted = std::mem::take(&mut self.encrypted);
-        let right = encrypted.iter().all(|(index, (desired, told))| {
-            let there = self.wireguard(|socket| socket.device(*index));
-            there.is_ok_and(|there| wireguard::difference(desired, &there, told).is_none())
-        });
-        self.encrypted = encrypted;
-        right
-    }
-
-    /// Has the kernel believe routers where it shall, and nowhere else. A node that forwards packets for its
-    /// containers would pass for a router, which believes none unless it is told 2
-    /// (Documentation/networking/ip-sysctl.rst, accept_ra).
-    fn believe_routers(&mut self, intents: &BTreeMap<u32, Intent>, links: &[Link]) {
-        for link in links {
-            let Some(intent) = intents.get(&link.index) else { continue };
-            let Some(believe) = intent.believes_routers() else { continue };
-            let value = if believe { "2" } else { "0" };
-            let path = format!("/proc/sys/net/ipv6/conf/{}/accept_ra", link.name);
-            // Without IPv6 there is no such file.
-            let Ok(there) = std::fs::read_to_string(&path) else { continue };
-            if there.trim() != value
-                && let Err(error) = std::fs::write(&path, value)
-            {
-                self.complain(&format!("write {path}"), &error);
-            }
-        }
-    }
-
-    /// Starts and stops keepers, and tells them of their links' carrier.
-    fn keep_leases(&mut self, intents: &BTreeMap<u32, Intent>, observed: &Observed) {
-        let links = &observed.links;
-        let now = now();
-        self.since.retain(|index, _| intents.contains_key(index));
-        // A bond takes the address of its first port: then the server knows it by another.
-        let wanted = |index: &u32, keeper: &Handle| {
-            links.iter().any(|link| {
-                (link.index, link.mac) == (*index, Some(keeper.mac)) && link.name == keeper.name
-            }) && intents.get(index).is_some_and(|intent| intent.dhcp.is_some())
-        };
-        let (leases, leases6, learned) = (&mut self.leases, &mut self.leases6, &mut self.learned);
-        self.keepers.retain(|index, keeper| {
-            let keep = wanted(index, keeper);
-            if !keep {
-                keeper.task.abort();
-                leases.remove(index);
-                leases6.remove(index);
-                learned.remove(index);
-            }
-            keep
-        });
-        for link in links.iter().filter(|link| intents.contains_key(&link.index)) {
-            if !link.loopback() {
-                self.since.entry(link.index).or_insert(now);
-            }
-            if intents.get(&link.index).is_none_or(|intent| intent.dhcp.is_none()) {
-                continue;
-            }
-            // Without an Ethernet address there is nothing to ask for; static settings still hold.
-            let Some(mac) = link.mac else { continue };
-            if !self.keepers.contains_key(&link.index) && !self.resting.contains(&link.index) {
-                self.start_keeper(link, mac, observed);
-            }
-            if let Some(keeper) = self.keepers.get(&link.index) {
-                let seen = Carrier::of(link);
-                keeper.carrier.send_if_modified(|carrier| std::mem::replace(carrier, seen) != seen);
-            }
-        }
-    }
-
-    fn start_keeper(&mut self, link: &Link, mac: Mac, observed: &Observed) {
-        let (carrier, carries) = watch::channel(Carrier::default());
-        let (duplicate, duplicates) = watch::channel(None);
-        let intent = self.settings.interfaces.get(&link.name);
-        if intent.is_none_or(|intent| intent.accept_ra != Some(false)) {
-            self.listen(link, mac, observed, (carries.clone(), duplicates));
-        }
-        let memory = Memory::new(&self.options.state, &link.name);
-        let remembered = memory.recall(now());
-        if let Remembered::Lease(lease) = &remembered {
-            info!(link = %link.name, address = %lease.address, "lease taken up again");
-            self.leases.insert(link.index, lease.clone());
-        }
-        let keeper = Keeper {
-            index: link.index,
-            name: link.name.clone(),
-            mac,
-            wishes: Wishes {
-                host_name: self.settings.host_name.clone(),
-                mtu: self.settings.mtu_by_dhcp,
-                probes: self.options.arp_probes,
-            },
-            memory,
-            carrier: carries,
-            updates: self.updates.0.clone(),
-            watch: None,
-            release: self.release.clone(),
-            told: BTreeSet::new(),
-            bound: false,
-        };
-        let index = link.index;
-        let span = info_span!("dhcp", link = %link.name);
-        let task =
-            self.tasks.spawn(async move { (index, keeper.run(remembered).await) }.instrument(span));
-        let handle = Handle { name: link.name.clone(), mac, carrier, duplicate, task };
-        self.keepers.insert(index, handle);
-    }
-
-    /// Hears what the kernel does not take from the link's routers.
-    fn listen(
-        &mut self,
-        link: &Link,
-        mac: Mac,
-        observed: &Observed,
-        (carrier, duplicate): (watch::Receiver<Carrier>, watch::Receiver<Option<Ipv6Addr>>),
-    ) {
-        let (index, name) = (link.index, link.name.clone());
-        let updates = self.heard.0.clone();
-        let known = plan::held6(index, observed, now());
-        if let Some(held) = known {
-            let lease = machine6::Lease { address: Some(held), ..machine6::Lease::default() };
-            self.leases6.insert(index, lease);
-        }
-        let release = self.release.clone();
-        let listener = Listener {
-            index,
-            name: name.clone(),
-            mac,
-            known,
-            carrier,
-            updates,
-            duplicate,
-            release,
-        };
-        let span = info_span!("routers", link = %link.name);
-        let run = async move { (name, listener.run().await) };
-        self.listeners.spawn(run.instrument(span));
-    }
-
-    /// Writes names and resolvers, and says when the node is ready.
-    fn publish(&mut self, intents: &BTreeMap<u32, Intent>, observed: &Observed, desired: &Desired) {
-        let configured = self.since.keys().any(|index| {
-            intents
-                .get(index)
-                .is_some_and(|intent| plan::configured(*index, desired, observed, intent))
-        });
-        let now = now();
-        let tried = self.since.values().all(|since| *since + PATIENCE <= now);
-        let settled = configured || tried || *self.ready.borrow();
-        if !settled {
-            return;
-        }
-        let mut names = plan::names(
-            &self.settings,
-            intents,
-            &self.leases,
-            &self.leases6,
-            &self.learned,
-            &observed.links,
-        );
-        // A node that lost its lease is still called what it was.
-        if names.claimed {
-            self.named = Some(names.clone());
-        } else if let Some(before) = &self.named {
-            names.identity.clone_from(&before.identity);
-            names.search.clone_from(&before.search);
-        }
-        self.write_names(&names);
-        self.write_time_servers();
-        if self.ready.send_if_modified(|ready| !std::mem::replace(ready, true)) {
-            info!(configured, host_name = %names.identity.host_name, "network ready");
-        }
-    }
-
-    /// For timed, which looks when the file is another.
-    fn write_time_servers(&mut self) {
-        let v4 = self.leases.values().flat_map(|lease| &lease.ntp).map(ToString::to_string);
-        let v6 = self.leases6.values().flat_map(|lease| lease.ntp.iter().cloned());
-        let kernel = self.settings.kernel.iter().flat_map(|kernel| &kernel.intent.time_servers);
-        let text = names::time_servers(v4.chain(v6).chain(kernel.map(ToString::to_string)));
-        let path = self.options.time_servers.clone();
-        let present = std::fs::read_to_string(&path).unwrap_or_default();
-        // Who waits for a lease, after a start or its end, still goes by the last one's.
-        let awaited = text.is_empty() && !self.keepers.is_empty();
-        if present == text || awaited {
-            return;
-        }
-        if let Err(error) = orlop_rt::replace(&path, 0o644, text.as_bytes()) {
-            self.complain(&format!("write {}", path.display()), &error);
-            self.try_again_later();
-        }
-    }
-
-    fn write_names(&mut self, names: &Names) {
-        let identity = &names.identity;
-        self.host_name = Some(identity.host_name.clone());
-        let resolvers = self.resolve_on_loopback(names);
-        let resolv_conf = names::resolv_conf(&resolvers, &names.search);
-        let hosts = names::hosts(identity, &self.settings.extra_hosts);
-        let files = [(&self.options.resolv_conf, resolv_conf), (&self.options.hosts, hosts)];
-        let results = files.map(|(path, text)| (path.clone(), write_in_place(path, &text)));
-        for (path, result) in results {
-            if let Err(error) = result {
-                self.complain(&format!("write {}", path.display()), &error);
-                self.try_again_later();
-            }
-        }
-        let told = (identity.host_name.clone(), identity.domain.clone());
-        if self.options.keep_host_name || self.told.as_ref() == Some(&told) {
-            return;
-        }
-        let domain = identity.domain.as_deref().unwrap_or("(none)");
-        match host::set_name(&identity.host_name).and_then(|()| host::set_domain(domain)) {
-            Ok(()) => self.told = Some(told),
-            Err(error) => {
-                self.complain("set the host name", &error);
-                self.try_again_later();
-            }
-        }
-    }
-
-    /// Starts the resolver where there shall be one, and says which ones programs shall ask.
-    fn resolve_on_loopback(&mut self, names: &Names) -> Vec<IpAddr> {
-        let Some(settings) = &self.settings.resolver else { return names.resolvers.clone() };
-        let own = resolver::ADDRESS.ip();
-        let servers = match &settings.tls[..] {
-            // One that asked itself would never answer.
-            [] => (names.resolvers.iter().filter(|address| **address != own))
-                .map(|address| Server::plain((*address, resolver::PORT).into()))
-                .collect(),
-            tls => tls.iter().map(|tls| tls.server.clone()).collect(),
-        };
-        let hosts = Hosts::new(&names::host_entries(&names.identity, &self.settings.extra_hosts));
-        let known = Known { servers, hosts };
-        self.known.send_if_modified(|before| std::mem::replace(before, known.clone()) != known);
-        if !self.resolver.is_empty() {
-            return vec![own];
-        }
-        let encrypted = !settings.tls.is_empty();
-        let failure = match resolver_driver::trust(settings) {
-            Ok(trust) => match Sockets::open() {
-                Ok(sockets) => {
-                    let run = resolver_driver::run(sockets, self.known.subscribe(), trust);
-                    self.resolver.spawn(run.instrument(info_span!("resolver")));
-                    return vec![own];
-                }
-                Err(error) => ("listen on the resolver's address", Chain(&error).to_string()),
-            },
-            Err(error) => ("trust the resolvers", Chain(&error).to_string()),
-        };
-        let (what, error) = failure;
-        if self.is_news(format!("{what}: {error}")) {
-            warn!(%error, address = %resolver::ADDRESS, "{what} failed, will try again");
-        }
-        self.try_again_later();
-        // What shall not be asked in clear text is not asked at all then.
-        if encrypted { vec![own] } else { names.resolvers.clone() }
-    }
-
-    /// Notes what there is now, for those who hear what changed.
-    fn report(&mut self, observed: &Observed) {
-        let Observed { links, addresses, routes, .. } = observed;
-        let host_name = self.host_name.as_deref().unwrap_or_default();
-        let look = Look::new(links, addresses, routes, host_name);
-        if let Some(notice) = self.reporter.look(now(), look) {
-            self.tell(notice);
-        }
-    }
-
-    /// Others read of all links; the log has those that are ours.
-    fn tell(&mut self, notice: Notice) {
-        let ours = |change: &&news::Change| {
-            change.index().is_none_or(|index| self.since.contains_key(&index))
-        };
-        for change in notice.changes.iter().filter(ours) {
-            let action = change.action.word();
-            match &change.what {
-                news::What::Link(LinkState { name, mtu, up, carrier, .. }) => {
-                    info!(link = %name, mtu, up, carrier, "link {action}");
-                }
-                news::What::Address(link, it) => {
-                    info!(%link, address = %it.net, "address {action}")
-                }
-                news::What::Route(link, RouteState { destination, gateway, metric, table, .. }) => {
-                    let (gateway, table) = (gateway.map(tracing::field::display), table.0);
-                    info!(%link, %destination, gateway, metric, table, "route {action}");
-                }
-            }
-        }
-        if notice.more > 0 {
-            info!(count = notice.more, "more changes, not told one by one");
-        }
-        self.news.tell(notice);
-    }
-
     /// Logs what failed, once until things have been calm for a while.
     fn complain(&mut self, what: &str, error: &(dyn std::error::Error + 'static)) {
         let error = Chain(error).to_string();
@@ -971,18 +553,4 @@ fn change(operation: &Operation) -> Option<Change<'_>> {
 
 fn name_of(links: &[Link], index: u32) -> Option<&str> {
     links.iter().find(|link| link.index == index).map(|link| link.name.as_str())
-}
-
-/// Writes in place, because the file is bind-mounted elsewhere; leaves alone what is right. Whoever reads
-/// meanwhile finds the old lines or the new ones, and maybe empty ones behind them: never none.
-fn write_in_place(path: &Path, text: &str) -> io::Result<()> {
-    let present = std::fs::read(path).unwrap_or_default();
-    if present == text.as_bytes() && path.exists() {
-        return Ok(());
-    }
-    let mut file = File::options().write(true).create(true).truncate(false).open(path)?;
-    let mut padded = text.as_bytes().to_vec();
-    padded.resize(padded.len().max(present.len()), b'\n');
-    file.write_all(&padded)?;
-    file.set_len(text.len().try_into().map_err(io::Error::other)?)
 }
