@@ -184,6 +184,8 @@ struct Host {
     door: Door,
     /// The same of timed's.
     clock: String,
+    /// The same of the API server's; what needs an etcd is missing where there is none.
+    kube: String,
 }
 
 impl Host {
@@ -203,6 +205,7 @@ impl Host {
             }),
             door: Door::measure()?,
             clock: printed("orlop-timed", "clock")?,
+            kube: printed("orlop-apiserver", "kube")?,
         })
     }
 
@@ -227,6 +230,63 @@ impl Host {
                 reference: Some(("chronyd", of("resident chrony", "kib=")? / 1024.0)),
                 aim: Aim::Most(6.0),
             });
+        }
+        Ok(figures)
+    }
+
+    /// The rows about the API server: what the specification ships at the least, and a bare etcd on the same disk.
+    fn kube_figures(&self) -> Result<Vec<Figure>> {
+        let of = |name: &str, key| largest(&self.kube, &format!("kube {name} "), key);
+        let ms = |name: &str, key| of(name, key).map(|micros| micros / 1000.0);
+        let figure = |name, value, unit, aim| Figure { name, value, unit, reference: None, aim };
+        let sync = ms("fdatasync", "p50_us=")?;
+        let refused = of("decide_refused", "p50_ns=")?;
+        let decision = of("decide_own", "p50_ns=")?.max(refused);
+        let mut figures = vec![
+            figure("a decision of RBAC, 1,000 bindings", decision, "ns", Aim::Most(2_000.0)),
+            figure(
+                "an API server ready, the first time",
+                ms("ready_first", "p50_us=")?,
+                "ms",
+                Aim::Most(250.0),
+            ),
+            figure("the same again", ms("ready_again", "p50_us=")?, "ms", Aim::Most(250.0)),
+            figure("its memory, idle", of("resident", "mib=")?, "MiB", Aim::Most(40.0)),
+            figure(
+                "the same with 10,000 pods",
+                of("resident_10000", "mib=")?,
+                "MiB",
+                Aim::Most(250.0),
+            ),
+            figure("GET, half of them", of("get", "p50_us=")?, "us", Aim::Most(500.0)),
+            figure("GET, 99 % of them", of("get", "p99_us=")?, "us", Aim::Most(2_000.0)),
+            figure("10,000 pods listed", ms("list_10000", "p50_us=")?, "ms", Aim::Most(300.0)),
+            figure(
+                "a write seen by 1,000 watches, 99 %",
+                ms("fan_out_1000", "p99_us=")?,
+                "ms",
+                Aim::Most(50.0),
+            ),
+            Figure {
+                name: "a durable create, 32 clients",
+                value: ms("create_32", "p50_us=")?,
+                unit: "ms",
+                reference: Some(("fdatasync of 4 KiB", sync)),
+                aim: Aim::Most(2.0 * (sync + 0.3)),
+            },
+        ];
+        if let Ok(etcd) = of("etcd_put_64", "per_second=") {
+            let beside = |name, value, least| Figure {
+                name,
+                value,
+                unit: "/s",
+                reference: Some(("put to a bare etcd", etcd)),
+                aim: Aim::Least(least),
+            };
+            let own = of("create_64", "per_second=")?;
+            figures.push(beside("durable creates, 64 clients", own, 1.0));
+            let over = of("create_64_over_etcd", "per_second=")?;
+            figures.push(beside("the same over etcd", over, 0.7));
         }
         Ok(figures)
     }
@@ -555,6 +615,7 @@ fn figures(ours: &[Ours], theirs: &[f64], host: &Host) -> Result<Vec<Figure>> {
     ];
     figures.extend(host.door.figures());
     figures.extend(host.network_figures());
+    figures.extend(host.kube_figures()?);
     figures.extend(host.clock_figures()?);
     Ok(figures)
 }

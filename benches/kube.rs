@@ -2,8 +2,9 @@
 //! writing, listing and watching through its door, as a client does. Writes are beside those to a bare etcd on the same
 //! disk, with what that disk takes to sync 4 KiB. Prints a line for each: `kube NAME p50_us=…`.
 //!
-//! Needs the binary: `ORLOP`, or out/orlop, and etcd: `ORLOP_ETCD`, or in `PATH`. What is not there is left out, and
-//! stderr says so. `KUBE=authz` measures decisions alone.
+//! Needs etcd: `ORLOP_ETCD`, or in `PATH`; without it what it is needed for is left out, and stderr says so. The binary is
+//! `ORLOP`, or out/orlop, or else this program itself. `KUBE=authz` measures decisions alone; `KUBE=quick` tries the bench
+//! itself, with figures that mean nothing.
 
 #![forbid(unsafe_code)]
 
@@ -45,14 +46,16 @@ const WRITES: usize = 6_400;
 const OBJECTS: usize = 10_000;
 const WATCHES: usize = 1_000;
 const EVENTS: usize = 50;
+/// How much less is done to try the bench itself.
+const QUICK: usize = 20;
 const LIMIT: Duration = Duration::from_secs(60);
 /// Until a server that has started has done what comes with it.
 const SETTLE: Duration = Duration::from_secs(3);
 
 fn main() -> ExitCode {
     let args: Vec<_> = std::env::args_os().skip(1).collect();
-    if args.iter().any(|argument| argument == "--test") {
-        return ExitCode::SUCCESS;
+    if args.first().is_some_and(|role| role == "apiserver") {
+        return orlop_apiserver::main(args);
     }
     decisions();
     if std::env::var("KUBE").is_ok_and(|only| only == "authz") {
@@ -66,6 +69,12 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// So many, or fewer to try the bench.
+fn several(count: usize) -> usize {
+    let quick = std::env::var("KUBE").is_ok_and(|only| only == "quick");
+    if quick { (count / QUICK).max(1) } else { count }
 }
 
 /// A thousand bindings: each of one user, or all of one group, of which the last allows it or none does.
@@ -124,10 +133,7 @@ fn decisions() {
 }
 
 async fn server() -> Result<()> {
-    let Some(orlop) = orlop() else {
-        eprintln!("bench: the server is left out: no out/orlop (make build, or ORLOP)");
-        return Ok(());
-    };
+    let orlop = orlop()?;
     let folder = tempfile::tempdir()?;
     tell("fdatasync", syncs(folder.path())?);
     starts(&orlop).await?;
@@ -160,10 +166,12 @@ async fn server() -> Result<()> {
     Ok(())
 }
 
-fn orlop() -> Option<PathBuf> {
+/// The binary, or else this program, which can be the role.
+fn orlop() -> Result<PathBuf> {
     let named = std::env::var_os("ORLOP").map(PathBuf::from);
     let made = concat!(env!("CARGO_MANIFEST_DIR"), "/../../out/orlop");
-    named.or_else(|| Some(made.into())).filter(|path| path.exists())
+    let there = named.or_else(|| Some(made.into())).filter(|path| path.exists());
+    there.map_or_else(|| Ok(std::env::current_exe()?), Ok)
 }
 
 /// What the disk takes for 4 KiB at the end of a file.
@@ -308,7 +316,7 @@ async fn create(client: &Client, path: &str, body: &Value) -> Result<()> {
 /// what every cluster has, and again.
 async fn starts(orlop: &Path) -> Result<()> {
     let (mut first, mut again) = (Vec::new(), Vec::new());
-    for _ in 0..STARTS {
+    for _ in 0..several(STARTS) {
         let folder = tempfile::tempdir()?;
         for times in [&mut first, &mut again] {
             let start = Instant::now();
@@ -327,7 +335,7 @@ async fn reads(server: &Server) -> Result<()> {
     let maps = "/api/v1/namespaces/default/configmaps";
     create(&client, maps, &json!({"metadata": {"name": "read"}, "data": {"a": "1"}})).await?;
     let mut times = Vec::new();
-    for _ in 0..READS {
+    for _ in 0..several(READS) {
         let start = Instant::now();
         let (code, _) = send(&client, Method::GET, &format!("{maps}/read"), None).await?;
         times.push(start.elapsed());
@@ -354,7 +362,7 @@ async fn writes(server: &Server, clients: usize) -> Result<Took> {
     for (i, client) in connections.into_iter().enumerate() {
         tasks.spawn(async move {
             let mut times = Vec::new();
-            for n in 0..WRITES / clients {
+            for n in 0..several(WRITES) / clients {
                 let body =
                     json!({"metadata": {"name": format!("w{round}-{i}-{n}")}, "data": {"a": "1"}});
                 let start = Instant::now();
@@ -385,7 +393,7 @@ async fn lists(server: &Server) -> Result<()> {
     for i in 0..64 {
         let client = server.client().await?;
         tasks.spawn(async move {
-            for n in (i..OBJECTS).step_by(64) {
+            for n in (i..several(OBJECTS)).step_by(64) {
                 let pod = json!({
                     "metadata": {"name": format!("p{n}"), "annotations": {"filler": "x".repeat(3_000)}},
                     "spec": {"containers": [{"name": "c", "image": "example.org/image:1"}]},
@@ -427,7 +435,8 @@ async fn watches(server: &Server) -> Result<()> {
     let mut tasks = JoinSet::new();
     // As many streams on a connection as any server allows.
     let mut client = None;
-    for i in 0..WATCHES {
+    let watches = several(WATCHES);
+    for i in 0..watches {
         if i % 100 == 0 {
             client = Some(server.client().await?);
         }
@@ -439,7 +448,7 @@ async fn watches(server: &Server) -> Result<()> {
                 let events = frame
                     .data_ref()
                     .map_or(0, |data| data.iter().filter(|byte| **byte == b'\n').count());
-                if events > 0 && (seen.fetch_add(events, Ordering::AcqRel) + events) % WATCHES == 0
+                if events > 0 && (seen.fetch_add(events, Ordering::AcqRel) + events) % watches == 0
                 {
                     all_seen.notify_one();
                 }
@@ -448,7 +457,7 @@ async fn watches(server: &Server) -> Result<()> {
     }
     println!("kube resident_1000_watches mib={:.2}", server.resident()?);
     let mut times = Vec::new();
-    for i in 0..EVENTS {
+    for i in 0..several(EVENTS) {
         let start = Instant::now();
         create(&writer, maps, &json!({"metadata": {"name": format!("e{i}")}})).await?;
         tokio::time::timeout(LIMIT, all_seen.notified()).await?;
@@ -522,7 +531,7 @@ impl Etcd {
         for (i, mut client) in connections.into_iter().enumerate() {
             tasks.spawn(async move {
                 let mut times = Vec::new();
-                for n in 0..WRITES / clients {
+                for n in 0..several(WRITES) / clients {
                     let start = Instant::now();
                     client.put(format!("/bench/{clients}/{i}/{n}"), vec![b'x'; 300], None).await?;
                     times.push(start.elapsed());
