@@ -1,5 +1,6 @@
 //! The loops on the registry itself, over a store on the disk.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ use crate::resources::{RESOURCES, Resource};
 use crate::storage::Storage;
 use crate::storage::cache::Selection;
 use crate::strategy::DeleteOptions;
+use crate::strategy::service_ip::{NODE_PORTS, Ranges};
 
 /// Longer than anything takes here, on whatever machine.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -59,7 +61,9 @@ impl Cluster {
         let authorizers = Authorizers(vec![Arc::new(Rbac::default())]);
         let admission =
             Admission::new(objects, Arc::new(Behind(storage.clone())), Arc::new(authorizers));
-        let registry = Registry::new(storage, vec![Box::new(admission)]);
+        let ranges =
+            Ranges { addresses: vec![(Ipv4Addr::new(10, 96, 0, 0).into(), 12)], ports: NODE_PORTS };
+        let registry = Registry::new(storage, vec![Box::new(admission)], ranges);
         let user = User::apiserver();
         let mut this = Self { registry, loops: None, shutdown, user, _folder: folder };
         for name in ["default", "kube-system", "a"] {
