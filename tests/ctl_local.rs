@@ -428,6 +428,33 @@ fn bash_completes_commands_flags_and_values() {
 }
 
 #[test]
+fn patches_of_all_and_of_each_kind_are_laid_over_what_is_made() {
+    let home = Home::new();
+    let all = "machine: {sysctls: {vm.swappiness: '1'}}";
+    let planes = "machine: {sysctls: {net.core.somaxconn: '99'}}";
+    fs::write(home.path("worker.patch"), "machine: {sysctls: {vm.swappiness: '7'}}").unwrap();
+    let worker = format!("@{}", home.path("worker.patch").display());
+    let mut args = vec!["gen", "config", "trial", "https://10.0.0.2:6443", "-o", "made"];
+    args.extend(["--config-patch", all, "--config-patch-control-plane", planes]);
+    args.extend(["--config-patch-worker", &worker]);
+    let ran = home.run(&args);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let sysctls = |file: &str| {
+        let text = fs::read_to_string(home.path("made").join(file)).unwrap();
+        let lines = text.lines().map(str::trim).filter(|line| line.contains('.'));
+        let wanted = |line: &&str| line.starts_with("vm.") || line.starts_with("net.core");
+        lines.filter(wanted).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(sysctls("controlplane.yaml"), ["vm.swappiness: '1'", "net.core.somaxconn: '99'"]);
+    assert_eq!(sysctls("worker.yaml"), ["vm.swappiness: '7'"]);
+    // What no node would take is not made.
+    let wrong = ["gen", "config", "trial", "https://10.0.0.2:6443", "-o", "other"];
+    let ran = home.run(&[&wrong[..], &["--config-patch", "machine: {type: 7}"]].concat());
+    assert_ne!(ran.code, Some(0), "{ran:?}");
+    assert!(!home.path("other").join("worker.yaml").exists());
+}
+
+#[test]
 fn fish_completes_commands_and_zsh_reads_its_script() {
     let home = Home::new();
     for shell in ["fish", "zsh"] {

@@ -44,6 +44,8 @@ use tonic::transport::Channel;
 const CALLERS: usize = 64;
 const CALLS_EACH: usize = 200;
 const ROUNDS: usize = 7;
+/// Calls of each of them at a pace.
+const PACED_EACH: usize = 50;
 /// Calls one after the other.
 const ALONE: usize = 2000;
 /// What is copied, in files of 1 MB, and how often.
@@ -108,7 +110,8 @@ fn measure(args: &[OsString]) -> Result<()> {
     })
 }
 
-/// 64 callers at once, then one alone: what a call takes when it waits for no other.
+/// 64 callers at once, as fast as they can; then at half the pace that the door takes, so that what is
+/// measured is the way and not the queue; then one alone: what a call takes when it waits for no other.
 async fn unary(node: &Node, straight: &Channel, door: &Channel) -> Result<()> {
     let (mut rates, mut times) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
     let mut spent = [0.0; 3];
@@ -132,6 +135,13 @@ async fn unary(node: &Node, straight: &Channel, door: &Channel) -> Result<()> {
     }
     let [apid, routerd, machine] = spent;
     eprintln!("door: a call costs apid {apid:.0} µs, routerd {routerd:.0}, machined {machine:.0}");
+    let pace = percentile(&mut rates[1], 50) / 2.0;
+    let mut paced = [Vec::new(), Vec::new()];
+    for _ in 0..ROUNDS {
+        for (way, channel) in [straight, door].into_iter().enumerate() {
+            paced[way].extend(calls_at(pace, channel).await?);
+        }
+    }
     let mut alone = [Vec::new(), Vec::new()];
     for _ in 0..ROUNDS {
         for (way, channel) in [straight, door].into_iter().enumerate() {
@@ -145,10 +155,12 @@ async fn unary(node: &Node, straight: &Channel, door: &Channel) -> Result<()> {
     }
     for (way, name) in ["straight", "door"].into_iter().enumerate() {
         println!(
-            "door unary_{name} rate={:.0} p50_us={:.0} p99_us={:.0} alone_p50_us={:.0} alone_p99_us={:.0}",
+            "door unary_{name} rate={:.0} p50_us={:.0} p99_us={:.0} paced_p50_us={:.0} paced_p99_us={:.0} alone_p50_us={:.0} alone_p99_us={:.0}",
             percentile(&mut rates[way], 50),
             percentile(&mut times[way], 50),
             percentile(&mut times[way], 99),
+            percentile(&mut paced[way], 50),
+            percentile(&mut paced[way], 99),
             percentile(&mut alone[way], 50),
             percentile(&mut alone[way], 99),
         );
@@ -177,6 +189,33 @@ async fn calls_at_once(channel: &Channel) -> Result<(f64, Vec<f64>)> {
         times.extend(took??);
     }
     Ok((times.len() as f64 / began.elapsed().as_secs_f64(), times))
+}
+
+/// Microseconds of the calls of as many callers, together `rate` of them a second.
+async fn calls_at(rate: f64, channel: &Channel) -> Result<Vec<f64>> {
+    let (began, each) = (tokio::time::Instant::now(), CALLERS as f64 / rate);
+    let mut callers = JoinSet::new();
+    for caller in 0..CALLERS {
+        let mut client = MachineServiceClient::new(channel.clone());
+        // One after the other.
+        let first = began + Duration::from_secs_f64(caller as f64 / rate);
+        callers.spawn(async move {
+            let mut took = Vec::with_capacity(PACED_EACH);
+            for call in 0..PACED_EACH {
+                let when = first + Duration::from_secs_f64(call as f64 * each);
+                tokio::time::sleep_until(when).await;
+                let began = Instant::now();
+                client.memory(()).await?;
+                took.push(micros(began));
+            }
+            Ok::<_, tonic::Status>(took)
+        });
+    }
+    let mut times = Vec::new();
+    while let Some(took) = callers.join_next().await {
+        times.extend(took??);
+    }
+    Ok(times)
 }
 
 /// A gigabyte, in turns, so that both ways meet the same machine.

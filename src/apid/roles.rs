@@ -288,8 +288,17 @@ mod tests {
                 assert!(golden.contains_key(&format!("/{service}/{name}")), "{service}/{name}");
             }
         }
+        let known = known();
+        for path in &known {
+            assert!(golden.contains_key(path), "{path} has no row in the golden table");
+        }
+        assert!(known.len() > 40, "{known:?}");
+    }
+
+    /// The methods that our `.proto` files have.
+    fn known() -> Vec<String> {
         let files = FileDescriptorSet::decode(orlop_proto::DESCRIPTORS).unwrap().file;
-        let mut served = 0;
+        let mut known = Vec::new();
         for file in files {
             let package = file.package().to_owned();
             // Those that never come through this door: of daemons inside the node, trustd's, etcd's
@@ -299,14 +308,39 @@ mod tests {
                 continue;
             }
             for service in &file.service {
-                for method in &service.method {
-                    let path = format!("/{package}.{}/{}", service.name(), method.name());
-                    assert!(golden.contains_key(&path), "{path} has no row in the golden table");
-                    served += 1;
-                }
+                let path = |name| format!("/{package}.{}/{name}", service.name());
+                known.extend(service.method.iter().map(|method| path(method.name())));
             }
         }
-        assert!(served > 40, "{served}");
+        known
+    }
+
+    #[test]
+    fn every_method_has_its_state_in_the_documentation() {
+        let text = include_str!("../../docs/compatibility.md");
+        let mut states = BTreeMap::new();
+        for row in text.lines().filter(|line| line.starts_with("| `")) {
+            let cells: Vec<_> = row.split('|').map(str::trim).collect();
+            let [_, service, state @ ("served" | "etcd" | "refused" | "not served"), names, _] =
+                cells[..]
+            else {
+                continue;
+            };
+            for name in names.split_whitespace() {
+                let path = format!("/{}/{name}", service.trim_matches('`'));
+                assert_eq!(states.insert(path.clone(), state), None, "{path} is there twice");
+            }
+        }
+        let golden = golden();
+        for path in golden.keys() {
+            assert!(states.contains_key(path), "docs/compatibility.md does not tell of {path}");
+        }
+        for (path, state) in &states {
+            assert!(golden.contains_key(path), "nobody has ever had {path}");
+            // What has no description cannot be served, but for what tonic itself describes.
+            let described = known().contains(path) || path.starts_with("/grpc.reflection.");
+            assert!(described || *state == "not served", "{path}: {state}");
+        }
     }
 
     #[test]

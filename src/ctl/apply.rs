@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use orlop_proto::machine::apply_configuration_request::Mode as ProtoMode;
+use orlop_proto::machine::reset_request::WipeMode as ProtoWipeMode;
 use orlop_proto::machine::{ApplyConfigurationRequest, ResetPartitionSpec, ResetRequest};
 
 use crate::client::{Answer, Client, machine};
@@ -92,6 +93,17 @@ fn request(options: &ApplyOptions) -> Result<ApplyConfigurationRequest, Error> {
     })
 }
 
+/// What a reset takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum WipeMode {
+    /// What the node keeps, and the disks that are named
+    All,
+    /// What the node keeps
+    SystemDisk,
+    /// The disks that are named
+    UserDisks,
+}
+
 #[derive(Debug, clap::Args)]
 pub(crate) struct ResetOptions {
     /// Leave the cluster in order first
@@ -104,19 +116,31 @@ pub(crate) struct ResetOptions {
     /// Wipe only these: STATE, EPHEMERAL, …; else all that the node keeps
     #[arg(long, value_delimiter = ',', value_name = "LABEL")]
     system_labels_to_wipe: Vec<String>,
+    /// Further disks to wipe
+    #[arg(long, value_delimiter = ',', value_name = "DISK")]
+    user_disks_to_wipe: Vec<String>,
+    /// What of the machine is wiped
+    #[arg(long, value_enum, default_value = "all")]
+    wipe_mode: WipeMode,
     #[command(flatten)]
     wait: Wait,
 }
 
 pub(crate) async fn reset(client: &Client, options: &ResetOptions) -> Result<(), Error> {
     let labels = options.system_labels_to_wipe.iter();
+    let mode = match options.wipe_mode {
+        WipeMode::All => ProtoWipeMode::All,
+        WipeMode::SystemDisk => ProtoWipeMode::SystemDisk,
+        WipeMode::UserDisks => ProtoWipeMode::UserDisks,
+    };
     let request = ResetRequest {
         graceful: options.graceful,
         reboot: options.reboot,
         system_partitions_to_wipe: labels
             .map(|label| ResetPartitionSpec { label: label.clone(), wipe: true })
             .collect(),
-        ..ResetRequest::default()
+        user_disks_to_wipe: options.user_disks_to_wipe.clone(),
+        mode: mode.into(),
     };
     let before = options.wait.before(client).await?;
     let call = async |node| machine(node).reset(request.clone()).await;

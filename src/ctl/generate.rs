@@ -21,7 +21,7 @@ pub(crate) enum Command {
     /// Make controlplane.yaml, worker.yaml and talosconfig, with new secrets
     ///
     /// The endpoints given with -e become those of the client configuration.
-    Config(Options),
+    Config(Box<Options>),
     /// Make the secrets of a new cluster, for gen config --with-secrets
     Secrets(SecretsOptions),
     /// Make an authority: NAME.crt, NAME.key and NAME.sha256
@@ -40,7 +40,7 @@ pub(crate) enum Command {
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum MachineCommand {
     /// The same as gen config
-    Gen(Options),
+    Gen(Box<Options>),
     /// Change a machine configuration
     Patch(PatchOptions),
 }
@@ -104,6 +104,15 @@ pub(crate) struct Options {
     /// Where to fetch images from instead, as HOST=URL
     #[arg(long = "registry-mirror", value_delimiter = ',', value_name = "HOST=URL")]
     registry_mirrors: Vec<Mirror>,
+    /// A part to lay over all machine configurations or a JSON patch, as text or @FILE; may be repeated
+    #[arg(long = "config-patch", value_name = "PATCH")]
+    patches: Vec<String>,
+    /// The same, for those of control planes, after it
+    #[arg(long = "config-patch-control-plane", value_name = "PATCH")]
+    control_plane_patches: Vec<String>,
+    /// The same, for those of workers, after it
+    #[arg(long = "config-patch-worker", value_name = "PATCH")]
+    worker_patches: Vec<String>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -179,9 +188,13 @@ fn cluster(global: &Global, options: &Options) -> Result<(), Error> {
         choices.endpoints = global.endpoints.iter().map(ToString::to_string).collect();
     }
     let made = generate(name, endpoint, &choices, SystemTime::now())?;
+    let patched = |file, text: String, patches: &[String]| {
+        let patches = [&options.patches, patches].concat();
+        Ok::<_, Error>((file, patch::apply(file, &text, &patches)?))
+    };
     let nodes = [
-        ("controlplane.yaml", made.control_plane.to_yaml()),
-        ("worker.yaml", made.worker.to_yaml()),
+        patched("controlplane.yaml", made.control_plane.to_yaml(), &options.control_plane_patches)?,
+        patched("worker.yaml", made.worker.to_yaml(), &options.worker_patches)?,
     ];
     // What a node would refuse is better refused here.
     for (file, text) in &nodes {

@@ -1,15 +1,23 @@
 //! `images`, `image list`, `image pull` and `image remove`: what containerd holds of images, and shall
 //! hold. Nodes of an older generation, which have no service for images, are asked as they know it.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fmt;
+
 use orlop_proto::common::{ContainerdInstance, ContainerdNamespace};
+use orlop_proto::machine::image_service_pull_response::Response as Told;
 use orlop_proto::machine::{
     ImageListRequest, ImageListResponse, ImagePullRequest, ImageServiceListRequest,
-    ImageServiceListResponse, ImageServicePullRequest, ImageServiceRemoveRequest,
+    ImageServiceListResponse, ImageServicePullLayerProgress, ImageServicePullProgress,
+    ImageServicePullRequest, ImageServicePullResponse, ImageServiceRemoveRequest,
+    image_service_pull_layer_progress,
 };
 use time::OffsetDateTime;
 
 use crate::client::{self, Client, machine};
 use crate::error::{Error, Failure};
+use crate::progress::Progress;
 use crate::table::{Cell, Column, Output, Table, escape, print};
 use crate::units::si;
 
@@ -84,20 +92,65 @@ async fn pull(client: &Client, options: &NamedOptions) -> Result<(), Error> {
     each(client, &what, async |client, node| {
         let request =
             ImageServicePullRequest { containerd: whose.instance(), image_ref: reference.clone() };
-        let call = async |node| client::images(node).pull(request.clone()).await;
-        match client.listen(&what, call, drop).await {
-            Err(error) if error.is_unserved() => {
-                let (namespace, reference) = (whose.number(), reference.clone());
-                let request = ImagePullRequest { namespace, reference };
-                let call = async |node| machine(node).image_pull(request.clone()).await;
-                client.ask_patiently(&what, call).await?;
+        let layers = RefCell::new(Layers::default());
+        let pulling = async {
+            let call = async |node| client::images(node).pull(request.clone()).await;
+            match client.listen(&what, call, |told| layers.borrow_mut().take(told)).await {
+                Err(error) if error.is_unserved() => {
+                    let (namespace, reference) = (whose.number(), reference.clone());
+                    let request = ImagePullRequest { namespace, reference };
+                    let call = async |node| machine(node).image_pull(request.clone()).await;
+                    client.ask_patiently(&what, call).await.map(drop)
+                }
+                pulled => pulled,
             }
-            pulled => pulled?,
-        }
+        };
+        let mut progress = Progress::new(&format!("{node}: {what}"));
+        progress.during(pulling, || layers.borrow().to_string()).await?;
+        progress.clear();
         say!("{node} has {reference}");
         Ok(())
     })
     .await
+}
+
+/// How far the layers of an image are, as a node tells while it fetches them. Ours tell the end alone.
+#[derive(Debug, Default)]
+struct Layers(BTreeMap<String, ImageServicePullLayerProgress>);
+
+impl Layers {
+    fn take(&mut self, told: ImageServicePullResponse) {
+        if let Some(Told::PullProgress(ImageServicePullProgress { layer_id, progress })) =
+            told.response
+        {
+            self.0.insert(layer_id, progress.unwrap_or_default());
+        }
+    }
+}
+
+impl fmt::Display for Layers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use image_service_pull_layer_progress::Status;
+
+        if self.0.is_empty() {
+            return Ok(());
+        }
+        let there = |layer: &&ImageServicePullLayerProgress| {
+            matches!(layer.status(), Status::ExtractComplete | Status::AlreadyExists)
+        };
+        let done = self.0.values().filter(there).count();
+        // While a layer is unpacked, its bytes are those of that.
+        let fetched = self.0.values().filter(|layer| layer.status() == Status::Downloading);
+        let (come, whole) = fetched.fold((0, 0), |(come, whole), layer| {
+            let bytes = |count: i64| u64::try_from(count).unwrap_or_default();
+            (come + bytes(layer.offset), whole + bytes(layer.total))
+        });
+        write!(f, "{done} of {} layers", self.0.len())?;
+        if whole > 0 {
+            write!(f, ", fetched {} of {}", si(come), si(whole))?;
+        }
+        Ok(())
+    }
 }
 
 async fn remove(client: &Client, options: &NamedOptions) -> Result<(), Error> {
@@ -224,6 +277,34 @@ mod tests {
     use super::*;
     use crate::golden;
     use crate::table::Format;
+
+    #[test]
+    fn layers_that_are_fetched_are_counted_with_their_bytes() {
+        use image_service_pull_layer_progress::Status;
+
+        let mut layers = Layers::default();
+        assert_eq!(layers.to_string(), "");
+        let mut take = |id: &str, status: Status, offset, total| {
+            let progress = ImageServicePullLayerProgress {
+                status: status.into(),
+                offset,
+                total,
+                ..ImageServicePullLayerProgress::default()
+            };
+            let layer_id = id.to_owned();
+            let told = ImageServicePullProgress { layer_id, progress: Some(progress) };
+            layers.take(ImageServicePullResponse { response: Some(Told::PullProgress(told)) });
+            layers.to_string()
+        };
+        assert_eq!(take("a", Status::AlreadyExists, 0, 0), "1 of 1 layers");
+        let text = take("b", Status::Downloading, 1_000_000, 4_000_000);
+        assert_eq!(text, "1 of 2 layers, fetched 1.0 MB of 4.0 MB");
+        // What makes no sense is nothing.
+        let text = take("c", Status::Downloading, -1, -7);
+        assert_eq!(text, "1 of 3 layers, fetched 1.0 MB of 4.0 MB");
+        assert_eq!(take("b", Status::Extracting, 7, 9), "1 of 3 layers");
+        assert_eq!(take("b", Status::ExtractComplete, 0, 0), "2 of 3 layers");
+    }
 
     #[test]
     fn images_have_digest_size_and_date() {

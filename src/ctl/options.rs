@@ -172,6 +172,7 @@ impl Command {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use clap::CommandFactory as _;
 
@@ -180,5 +181,80 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Options::command().debug_assert();
+    }
+
+    /// Commands that do something, as they are typed.
+    fn leaves(command: &clap::Command, before: &str, all: &mut Vec<String>) {
+        for command in command.get_subcommands() {
+            let path = format!("{before}{}", command.get_name());
+            if command.has_subcommands() {
+                leaves(command, &format!("{path} "), all);
+            } else {
+                all.push(path);
+            }
+        }
+    }
+
+    #[test]
+    fn every_command_is_in_the_documentation() {
+        let text = include_str!("../../docs/compatibility.md");
+        let section =
+            text.split("\n## ").find(|section| section.starts_with("Commands\n")).unwrap();
+        let (done, missing) = section.split_once("\nNot there: ").unwrap();
+        let mut commands = Vec::new();
+        leaves(&Options::command(), "", &mut commands);
+        assert!(commands.len() > 60, "{commands:?}");
+        for command in &commands {
+            assert!(done.contains(&format!("`{command}`")), "{command} is not told of");
+            assert!(!missing.contains(&format!("`{command}`")), "{command} is there");
+        }
+        // Those of the specification (§10.1), both generations.
+        let wanted = "memory processes mounts containers stats service interfaces routes disks time \
+            version list usage copy read logs dmesg events health dashboard apply-config bootstrap \
+            reboot shutdown rollback reset upgrade upgrade-k8s recover kubeconfig restart support \
+            images validate cluster get edit patch netstat diskfree pcap cgroups rotate-ca debug \
+            conformance";
+        let below = [
+            "etcd members",
+            "etcd leave",
+            "etcd forfeit-leadership",
+            "etcd status",
+            "etcd snapshot",
+            "etcd defrag",
+            "etcd remove-member",
+            "config endpoint",
+            "config node",
+            "config context",
+            "config contexts",
+            "config add",
+            "config merge",
+            "config new",
+            "config info",
+            "config remove",
+            "config proxy-url",
+            "gen config",
+            "gen ca",
+            "gen key",
+            "gen csr",
+            "gen crt",
+            "gen keypair",
+            "gen secrets",
+            "gen secureboot",
+            "machineconfig gen",
+            "machineconfig patch",
+            "image list",
+            "image pull",
+            "image remove",
+            "meta write",
+            "meta delete",
+            "wipe disk",
+            "inject serviceaccount",
+            "inspect dependencies",
+        ];
+        for command in wanted.split_whitespace().chain(below) {
+            let there = commands.iter().any(|have| have == command);
+            let told = missing.contains(&format!("`{command}`"));
+            assert!(there != told, "{command}");
+        }
     }
 }

@@ -23,6 +23,7 @@ use crate::client::{Answer, Client, Node, Reply, machine, network, told};
 use crate::error::{Error, Failure};
 use crate::health::ByKind;
 use crate::processes::Sort;
+use crate::progress::Progress;
 use crate::table::Format;
 use crate::{containers, memory, mounts, network as links, processes, services, timeline, version};
 
@@ -63,8 +64,11 @@ pub(crate) async fn run(client: &Client, options: &Options) -> Result<(), Error>
     }
     let clients = nodes.choose(client)?.each();
     let mut found = stream::iter(&clients).map(collect).buffered(AT_ONCE);
-    let mut all = Vec::new();
-    while let Some(findings) = found.next().await {
+    let (mut all, mut progress) = (Vec::new(), Progress::new("support"));
+    loop {
+        let said = || format!("{} of {} nodes", all.len(), clients.len());
+        let Some(findings) = progress.during(found.next(), said).await else { break };
+        progress.clear();
         let Findings { node, files, failures } = &findings;
         failures.iter().for_each(|failure| say!(warning: "{node}: {failure}"));
         say!("{node}: {} files", files.len());
