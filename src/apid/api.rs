@@ -5,10 +5,11 @@ use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
 
-use futures_util::FutureExt as _;
 use futures_util::future::Either;
+use futures_util::{FutureExt as _, TryFutureExt as _};
 use http::header::HeaderName;
 use http::{HeaderMap, HeaderValue, Request, Response};
+use orlop_proto::orlop::v1alpha1::door_service_server::DoorServiceServer;
 use orlop_rpc::access::Log;
 use orlop_rpc::lane::Lane;
 use orlop_rpc::proxy::{Backend, Method};
@@ -16,8 +17,10 @@ use orlop_rpc::tls::Peer;
 use tonic::body::Body;
 use tonic::transport::server::UdsConnectInfo;
 use tonic::{Code, Status};
+use tower::ServiceExt as _;
 
 use crate::fanout::{self, Leg, Question};
+use crate::figures::{self, Figures};
 use crate::identity::Identity;
 use crate::machine::{self, Here, Refusal, Route, Wish};
 use crate::nodes::Nodes;
@@ -47,6 +50,7 @@ pub(crate) struct Door {
     log: Log,
     callers: Callers,
     local: Backend,
+    figures: DoorServiceServer<Figures>,
     target_port: u16,
     /// Replaced when the certificates are; each call takes what is current. Never held across a wait.
     current: RwLock<Arc<Current>>,
@@ -61,13 +65,14 @@ struct Current {
 impl Door {
     pub(crate) fn new(
         routerd: Lane,
+        figures: DoorServiceServer<Figures>,
         target_port: u16,
         identity: Identity,
         callers: Callers,
     ) -> Self {
         let current = RwLock::new(Arc::new(Current::new(identity, target_port)));
         let (log, local) = (Log::front_door(), Backend::new("routerd", routerd));
-        Self { log, callers, local, target_port, current }
+        Self { log, callers, local, figures, target_port, current }
     }
 
     /// From now on, dial other nodes with this identity. Calls under way keep their connections.
@@ -126,6 +131,10 @@ impl Door {
         let nodes = || current.nodes.as_ref().ok_or_else(|| refused(Refusal::NoForwarding));
         let now = Instant::now();
         match route {
+            Route::Local if method.service == figures::SERVICE => {
+                let answer = self.figures.clone().oneshot(request);
+                Ok(Either::Right(answer.map_err(|never| match never {}).boxed()))
+            }
             Route::Local => Ok(Either::Left(self.local.call(request))),
             Route::One(target) => {
                 leave(&mut request);

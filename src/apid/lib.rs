@@ -4,7 +4,7 @@
 //! over a socket. [`roles`] says whether
 //! they may make the call, [`machine`] where it goes: to routerd, to one other node, or to many, whose
 //! answers [`fanout`] asks for and [`merge`] makes one. [`nodes`] holds the connections to other nodes,
-//! [`api`] puts it together for each call. Messages pass as bytes: no request is ever decoded here,
+//! [`api`] puts it together for each call, and [`figures`] are what apid tells of itself. Messages pass as bytes: no request is ever decoded here,
 //! and of answers only as much as marking them with their node needs.
 //!
 //! apid holds no authority's key. machined puts its certificates into a folder and renews them there.
@@ -13,6 +13,7 @@
 
 mod api;
 mod fanout;
+mod figures;
 pub mod identity;
 pub mod machine;
 pub mod merge;
@@ -31,13 +32,15 @@ use std::time::Duration;
 use clap::Parser;
 use futures_util::future::OptionFuture;
 use orlop_rpc::places::{self, Most};
-use orlop_rpc::{Limits, tls, unix};
+use orlop_rpc::tls::{self, Tally};
+use orlop_rpc::{Limits, unix};
 use orlop_rt::CancellationToken;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tracing::info;
 
 use crate::api::{Callers, Door};
+use crate::figures::Figures;
 use crate::identity::{Files, Folder, Identity};
 use crate::roles::Nameless;
 
@@ -162,7 +165,9 @@ impl Apid {
             false => Callers::Known(Nameless::Nobody),
         };
         let routerd = unix::lane(&options.routerd);
-        let door = Arc::new(Door::new(routerd, options.target_port, identity, callers));
+        let tally = Arc::new(Tally::default());
+        let figures = Figures::server(Arc::clone(&tally));
+        let door = Arc::new(Door::new(routerd, figures, options.target_port, identity, callers));
         let answering = Arc::clone(&door);
         let service = tower::service_fn(move |request| {
             let answer = answering.call(request);
@@ -173,7 +178,7 @@ impl Apid {
         info!(%address, "listening");
         let inside =
             inside.map(|inside| orlop_rpc::serve(service.clone(), inside, shutdown.clone(), GRACE));
-        let incoming = places::admitted(tls::incoming(listener, configs, Arc::default()), MOST);
+        let incoming = places::admitted(tls::incoming(listener, configs, tally), MOST);
         let outside = orlop_rpc::serve_within(LIMITS, service, incoming, shutdown);
         let serving = async { tokio::join!(outside, OptionFuture::from(inside)) };
         let looking = files.follow(options.look_every, |identity| {

@@ -71,7 +71,7 @@ pub enum Refusal {
 
 /// Services whose answers can be merged. Those of generation v0.8 that today's have lost
 /// (`network`, `os`) have the same shape, and their clients always say `nodes`.
-const MERGEABLE: [&str; 9] = [
+const MERGEABLE: [&str; 10] = [
     "machine.MachineService",
     "cluster.ClusterService",
     "inspect.InspectService",
@@ -81,6 +81,7 @@ const MERGEABLE: [&str; 9] = [
     "os.OSService",
     // Ours, of the same shape.
     "orlop.v1alpha1.ClockService",
+    "orlop.v1alpha1.DoorService",
     "orlop.v1alpha1.NodeService",
 ];
 

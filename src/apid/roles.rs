@@ -177,6 +177,7 @@ const TABLE: &[Row] = &[
     ("storage.StorageService", &["Disks"], READ),
     ("time.TimeService", &["*"], READ),
     ("orlop.v1alpha1.ClockService", &["*"], READ),
+    ("orlop.v1alpha1.DoorService", &["*"], READ),
     ("orlop.v1alpha1.NodeService", &["Metrics", "Timeline"], READ),
     // Generation v0.8; today's clients read the same from resources, with these roles.
     ("network.NetworkService", &["Routes", "Interfaces"], READ),

@@ -21,6 +21,8 @@ use orlop_proto::machine::{
     ApplyConfigurationRequest, EtcdRecover, EtcdRecoverResponse, Hostname, HostnameResponse,
     LogsRequest,
 };
+use orlop_proto::orlop::v1alpha1::Door;
+use orlop_proto::orlop::v1alpha1::door_service_client::DoorServiceClient;
 use tempfile::TempDir;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
@@ -465,6 +467,29 @@ async fn a_worker_takes_names_of_its_own_for_itself_and_no_others() {
             "{targets:?}"
         );
     }
+}
+
+#[tokio::test]
+async fn it_tells_whom_it_has_turned_away() {
+    let mut cluster = Cluster::new();
+    let (front, mut other) = (cluster.node(1, true).await, cluster.node(2, false).await);
+    let foreign = client_pair(&authority(), &["os:admin"]);
+    let stranger = Some((foreign.crt.as_str(), foreign.key.expose()));
+    Client::new(cluster.dial(&other, stranger)).hostname(()).await.unwrap_err();
+    let mut door = DoorServiceClient::new(cluster.channel(&front, &["os:reader"]));
+    let targets = [("nodes", "127.0.0.1"), ("nodes", "127.0.0.2")];
+    // The stranger may know that it is refused before its failure has been counted.
+    let counted = loop {
+        let answer = door.door(with((), &targets)).await.unwrap().into_inner();
+        let counts = |door: Door| (door.metadata.unwrap().hostname, door.failed_handshakes);
+        let counted: Vec<_> = answer.messages.into_iter().map(counts).collect();
+        if counted[1].1 > 0 {
+            break counted;
+        }
+    };
+    let expected = [("127.0.0.1", 0), ("127.0.0.2", 1)];
+    assert_eq!(counted, expected.map(|(name, count)| (name.to_owned(), count)));
+    assert!(other.seen.try_recv().is_err(), "the machine behind it is not asked");
 }
 
 #[tokio::test]

@@ -11,14 +11,17 @@ use std::{fs, io};
 use nix::sys::resource::{UsageWho, getrusage};
 use orlop_proto::orlop::v1alpha1 as orlop;
 use orlop_proto::orlop::v1alpha1::clock_service_client::ClockServiceClient;
+use orlop_proto::orlop::v1alpha1::door_service_client::DoorServiceClient;
 use orlop_rt::version;
 use orlop_supervise::forward::Counts as Destination;
 use orlop_supervise::{Service, State};
 use orlop_telemetry::openmetrics::{Exposition, Kind, Value};
+use tonic::Request;
+use tonic::metadata::MetadataValue;
 
 use crate::events::Counts;
 use crate::node::Node;
-use crate::services::TIMED_SOCKET;
+use crate::services::{APID_SOCKET, TIMED_SOCKET};
 use crate::timeline::{Place, Span, Story};
 
 /// Everything the figures are made from.
@@ -36,6 +39,8 @@ struct Facts {
     events: Counts,
     /// What timed says, if it runs.
     clock: Option<orlop::Clock>,
+    /// What apid says, if it runs.
+    door: Option<orlop::Door>,
     process: Process,
 }
 
@@ -54,7 +59,7 @@ struct Process {
 /// When the supervisor has ended, or `/proc` cannot be read.
 pub(crate) async fn text(node: &Node) -> io::Result<String> {
     let services = node.supervisor().list().await.map_err(io::Error::other)?;
-    let clock = clock().await;
+    let (clock, door) = tokio::join!(clock(), door());
     let logs = node.supervisor().logs();
     let written = |id: String| logs.get(&id).map(|log| (id, log.written()));
     let facts = Facts {
@@ -67,6 +72,7 @@ pub(crate) async fn text(node: &Node) -> io::Result<String> {
         story: node.timeline().story().clone(),
         events: node.events().counts(),
         clock,
+        door,
         process: Process::read()?,
     };
     Ok(facts.expose())
@@ -76,6 +82,16 @@ pub(crate) async fn text(node: &Node) -> io::Result<String> {
 async fn clock() -> Option<orlop::Clock> {
     let mut timed = ClockServiceClient::new(orlop_rpc::unix::channel(TIMED_SOCKET));
     let answer = tokio::time::timeout(PATIENCE, timed.clock(())).await.ok()?.ok()?;
+    answer.into_inner().messages.into_iter().next()
+}
+
+/// What apid says.
+async fn door() -> Option<orlop::Door> {
+    let mut apid = DoorServiceClient::new(orlop_rpc::unix::channel(APID_SOCKET));
+    let mut request = Request::new(());
+    // Whoever is root has the roles it states.
+    request.metadata_mut().insert("talos-role", MetadataValue::from_static("os:reader"));
+    let answer = tokio::time::timeout(PATIENCE, apid.door(request)).await.ok()?.ok()?;
     answer.into_inner().messages.into_iter().next()
 }
 
@@ -120,6 +136,9 @@ impl Facts {
         self.events(&mut text);
         if let Some(clock) = &self.clock {
             time(clock, &mut text);
+        }
+        if let Some(door) = &self.door {
+            whom_apid_turned_away(door, &mut text);
         }
         self.process(&mut text);
         text.finish()
@@ -287,6 +306,15 @@ impl Facts {
         let help = "When PID 1 started, since 1970.";
         text.family(Kind::Gauge, "process_start_time_seconds", help).sample(&[], started);
     }
+}
+
+fn whom_apid_turned_away(door: &orlop::Door, text: &mut Exposition) {
+    let help = "TLS handshakes with apid that failed.";
+    text.family(Kind::Counter, "orlop_apid_failed_handshakes", help)
+        .sample(&[], door.failed_handshakes);
+    let help = "Connections to apid closed without a handshake, of sources that failed too often.";
+    text.family(Kind::Counter, "orlop_apid_turned_away_connections", help)
+        .sample(&[], door.turned_away);
 }
 
 fn time(clock: &orlop::Clock, text: &mut Exposition) {
@@ -465,6 +493,7 @@ mod tests {
                 ],
                 ..orlop::Clock::default()
             }),
+            door: Some(orlop::Door { metadata: None, failed_handshakes: 40, turned_away: 8 }),
             process: Process {
                 resident_bytes: 9 << 20,
                 open_files: 31,

@@ -119,7 +119,7 @@ impl Lane {
         request: Request<Body>,
     ) -> impl Future<Output = Result<Response<Inbound>, Lost>> + Send + use<> {
         match self.0.calls() {
-            // The rule: the call is on its way before anybody waits for it.
+            // On its way before anybody waits for it.
             Ok(calls) => Either::Left(self.0.send(calls, request)),
             Err(opening) => {
                 let way = Arc::clone(&self.0);

@@ -4,7 +4,9 @@
 //! tonic's own server does not say how much of an answer it keeps for callers who do not read, nor how
 //! long a connection may stay without a word: so this one is built on hyper's.
 
+use std::any::Any;
 use std::convert::Infallible;
+use std::error::Error as _;
 use std::future::pending;
 use std::io;
 use std::pin::{Pin, pin};
@@ -27,6 +29,7 @@ use tonic::transport::server::Connected;
 use tower::{Service, ServiceExt as _};
 use tracing::{debug, warn};
 
+use crate::tls::Peer;
 use crate::watch::Watch;
 use crate::{
     CONNECTION_WINDOW, MAX_CALLS, MAX_FRAME, MAX_HEADERS, PING_AFTER, PING_LIMIT, STREAM_WINDOW,
@@ -167,6 +170,7 @@ where
     let Ok(Ok(io)) = opened else {
         return debug!("a connection that says nothing is closed");
     };
+    let conduct = caller.clone();
     let answer = service_fn(move |request: Request<Incoming>| {
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(caller.clone());
@@ -182,9 +186,13 @@ where
     };
     tokio::select! {
         served = &mut serving => {
-            return if let Err(error) = served {
+            if let Err(error) = served {
                 debug!(error = %orlop_rt::Chain(&error), "a connection ended");
-            };
+                if let (true, Some(peer)) = (is_cut(&error), peer(&conduct)) {
+                    peer.broke_the_rules();
+                }
+            }
+            return;
         }
         () = stop.cancelled() => {}
         () = aged => {}
@@ -193,6 +201,23 @@ where
     if timeout(limits.grace, serving).await.is_err() {
         debug!("a connection was cut with calls under way");
     }
+}
+
+/// Whether we ended a connection because of what its client did.
+fn is_cut(error: &hyper::Error) -> bool {
+    let Some(cause) = error.source() else { return false };
+    if let Some(h2) = cause.downcast_ref::<h2::Error>() {
+        // Ours, not told by the client. [`Watch`]'s comes as what cannot be read.
+        let unreadable = h2.get_io().is_some_and(|io| io.kind() == io::ErrorKind::InvalidData);
+        return (h2.is_go_away() && h2.is_library()) || unreadable;
+    }
+    let io = cause.downcast_ref::<io::Error>();
+    io.is_some_and(|io| io.kind() == io::ErrorKind::InvalidData)
+}
+
+/// Who is at the other end, if he came over TLS.
+fn peer(caller: &dyn Any) -> Option<&Peer> {
+    caller.downcast_ref()
 }
 
 /// What the service answers, within the deadline of the call.

@@ -5,10 +5,10 @@
 //! room. When all places are taken, the oldest does that has said nothing in [`SILENCE`], or one who has
 //! dawdled for [`GRACE`]: clients that connect and say nothing cannot shut the door for others.
 //!
-//! A handshake that fails has cost us a signature, so one source has [`FAILURES`] of them at once and then
-//! one each [`FAILURES_EVERY`]; when it has had them, its connections are held without a word for [`HOLD`]
-//! and closed: who tries again and again waits, and costs nothing. Those of the node itself (127.0.0.1
-//! and ::1) are not counted.
+//! A handshake that fails has cost us a signature, and so has a connection that we cut because its client
+//! breaks the rules: one source has [`FAILURES`] of them at once and then one each [`FAILURES_EVERY`]. When
+//! it has had them, its connections are held without a word for [`HOLD`] and closed: who tries again and
+//! again waits, and costs nothing. Those of the node itself (127.0.0.1 and ::1) are not counted.
 //!
 //! Each handshake takes the configuration that is current when it begins, so certificates can change under
 //! way.
@@ -97,17 +97,42 @@ pub struct Peer {
     /// The organizations the peer's own certificate names: its roles. `None` without a certificate, or
     /// with one that cannot be read.
     pub organizations: Option<Arc<[String]>>,
+    conduct: Conduct,
+}
+
+/// What the sources of a listener have to answer for. Held for a look or a change only.
+#[derive(Clone, Debug)]
+struct Conduct(Arc<Mutex<Debts>>);
+
+impl Conduct {
+    fn debts(&self) -> MutexGuard<'_, Debts> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts a failure of `address`.
+    fn failed(&self, address: IpAddr) {
+        let source = Source::from(address);
+        if !is_this_node(address) && self.debts().charge(source, 1, std_now()) {
+            info!(%source, "too many TLS handshakes failed, or connections were cut: more from it are held and closed");
+        }
+    }
 }
 
 impl Peer {
+    /// Its connection was cut because it breaks the rules.
+    pub(crate) fn broke_the_rules(&self) {
+        self.conduct.failed(self.address.ip());
+    }
+
     /// Who has shaken hands; read once for a connection.
-    fn of(session: &ServerConnection, address: SocketAddr) -> Self {
+    fn of(session: &ServerConnection, address: SocketAddr, conduct: Conduct) -> Self {
         let certificates = session.peer_certificates().unwrap_or_default();
         let organizations = certificates.first().map(|own| organizations(own));
         Self {
             address,
             certificates: certificates.iter().cloned().map(CertificateDer::into_owned).collect(),
             organizations: organizations.and_then(Result::ok).map(Into::into),
+            conduct,
         }
     }
 }
@@ -212,8 +237,8 @@ struct Door<L: Listen> {
     order: VecDeque<Handshake>,
     /// Of lines about handshakes that failed.
     refusals: Rate,
-    /// Handshakes that failed, of each source.
-    debts: Debts,
+    /// Of each source.
+    conduct: Conduct,
     /// Connections of those who have failed too often, and until when; the oldest first.
     held: VecDeque<(Instant, L::Io)>,
     tally: Arc<Tally>,
@@ -264,7 +289,7 @@ impl<L: Listen> Door<L> {
             handshakes: JoinSet::new(),
             order: VecDeque::new(),
             refusals: Rate::new(REFUSALS, REFUSALS_EVERY),
-            debts: Debts::new(FAILURES, FAILURES_EVERY),
+            conduct: Conduct(Arc::new(Mutex::new(Debts::new(FAILURES, FAILURES_EVERY)))),
             held: VecDeque::new(),
             tally,
         }
@@ -276,7 +301,7 @@ impl<L: Listen> Door<L> {
                 Event::Accepted(stream, peer) => {
                     self.failures.succeeded();
                     let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-                    if self.debts.admits(peer.ip().into(), std_now()) {
+                    if self.conduct.debts().admits(peer.ip().into(), std_now()) {
                         self.shake(stream, peer);
                     } else {
                         self.hold(stream);
@@ -335,7 +360,7 @@ impl<L: Listen> Door<L> {
         let source = peer.ip().into();
         self.make_room(source);
         let (config, spoke) = (self.config.clone(), Arc::new(AtomicBool::new(false)));
-        let speaks = Arc::clone(&spoke);
+        let (speaks, conduct) = (Arc::clone(&spoke), self.conduct.clone());
         let task = self.handshakes.spawn(async move {
             let shaken = async {
                 L::tune(&stream)?;
@@ -347,7 +372,7 @@ impl<L: Listen> Door<L> {
             let refused = |error| Refused { peer, spoke: speaks.load(Ordering::Relaxed), error };
             match timeout(HANDSHAKE_LIMIT, shaken).await {
                 Ok(Ok(stream)) => {
-                    let peer = Peer::of(stream.get_ref().1, peer);
+                    let peer = Peer::of(stream.get_ref().1, peer, conduct);
                     Ok(Connection { stream: Box::new(stream), peer })
                 }
                 Ok(Err(error)) => Err(refused(error)),
@@ -380,10 +405,7 @@ impl<L: Listen> Door<L> {
     fn refuse(&mut self, Refused { peer, spoke, error }: &Refused) {
         if *spoke {
             self.tally.failed.fetch_add(1, Ordering::Relaxed);
-            let source = Source::from(peer.ip());
-            if !is_this_node(peer.ip()) && self.debts.charge(source, 1, std_now()) {
-                info!(%source, "too many TLS handshakes failed: connections from it are held and closed");
-            }
+            self.conduct.failed(peer.ip());
         }
         // Who hangs up without a word only looked whether somebody is here, as health checks do.
         if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) {

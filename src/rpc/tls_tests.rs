@@ -174,6 +174,45 @@ async fn a_flood_from_one_source_only_makes_room_of_its_own() {
     ask(&channel).await.unwrap();
 }
 
+#[tokio::test]
+async fn who_is_cut_for_floods_again_and_again_is_held() {
+    let ca = authority();
+    let listener = listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (_config, configs) = watch::channel(server_config(&ca, "node"));
+    let tally = Arc::new(Tally::default());
+    let service = tower::service_fn(|_: Request<Body>| async {
+        Ok::<_, Status>(Status::aborted("well").into_http::<Body>())
+    });
+    let mut tasks = JoinSet::new();
+    tasks.spawn(crate::serve(
+        service,
+        incoming(listener, configs, Arc::clone(&tally)),
+        orlop_rt::CancellationToken::new(),
+        Duration::ZERO,
+    ));
+    let connector = TlsConnector::from(client_config(&ca, Some(&ca)));
+    // More SETTINGS than anybody may send, or what is no HTTP/2 at all behind the preface.
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let flood = [&preface[..], &[0, 0, 0, 4, 0, 0, 0, 0, 0].repeat(1000)].concat();
+    let garbage = [&preface[..], &[255; 100]].concat();
+    let mut cut = 0;
+    while tally.turned_away() == 0 {
+        let name = ServerName::try_from("127.0.0.1").unwrap();
+        let stream = dial_from([127, 0, 0, 88], address).await;
+        let Ok(mut stream) = connector.connect(name, stream).await else { continue };
+        let bytes = if cut % 2 == 0 { &flood } else { &garbage };
+        // It may be cut while it speaks.
+        let _ = stream.write_all(bytes).await;
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+        cut += 1;
+    }
+    assert!(cut >= FAILURES, "{cut}");
+    assert_eq!(tally.failed(), 0, "all handshakes were well");
+    let channel = channel("127.0.0.1", address.port(), client_config(&ca, Some(&ca)));
+    assert_eq!(ask(&channel).await.unwrap(), "well");
+}
+
 /// Connections in memory, in virtual time.
 struct Memory(mpsc::Receiver<(Counted, SocketAddr)>);
 
