@@ -277,7 +277,7 @@ mod tests {
             let (_config, configs) = watch::channel(Arc::clone(&config));
             let service = SecurityServiceServer::new(fake);
             orlop_rpc::server()
-                .serve_with_incoming(service, incoming(listener, configs))
+                .serve_with_incoming(service, incoming(listener, configs, Arc::default()))
                 .await
                 .unwrap();
         });

@@ -150,7 +150,13 @@ impl Scene {
         let forever = CancellationToken::new();
         self.tasks.spawn(async move {
             let _config = sender;
-            orlop_rpc::serve(service, incoming(listener, configs), forever, Duration::ZERO).await;
+            orlop_rpc::serve(
+                service,
+                incoming(listener, configs, Arc::default()),
+                forever,
+                Duration::ZERO,
+            )
+            .await;
         });
         let (ca, host) = (ca.pair().crt.clone(), "127.0.0.1".to_owned());
         Access { host, port, ca, crt: client.crt, key: client.key }
