@@ -251,7 +251,8 @@ const STRATEGY_POD: &[u8] = br#"L{"metadata":{"name":"a","deletionTimestamp":"20
     {"limits":{"cpu":"1"}},"livenessProbe":{"httpGet":{"port":"http"}},"volumeMounts":[{"name":"v"}]}]}}"#;
 const STRATEGY_DEPLOYMENT: &[u8] = br#"[{"metadata":{"name":"a","labels":{"a":"b"}},"spec":{"replicas":1,"selector":
     {"matchLabels":{"a":"b"}},"strategy":{"rollingUpdate":{"maxSurge":"25%"}},"template":{"metadata":{"labels":{"a":"b"}}}}}"#;
-const STRATEGY_SERVICE: &[u8] = br#"R{"spec":{"type":"NodePort","clusterIP":"10.0.0.1","ports":[{"port":80,"nodePort":30001,
+const STRATEGY_SERVICE: &[u8] =
+    br#"R{"spec":{"type":"NodePort","clusterIP":"10.0.0.1","ports":[{"port":80,"nodePort":30001,
     "targetPort":"http"}],"externalIPs":["1.2.3.4"],"selector":{"a":"b"}}}"#;
 const PATCH: &[u8] = br#"{"metadata":{"labels":{"x":null},"$deleteFromPrimitiveList/finalizers":["f"]},"spec":
     {"$setElementOrder/containers":[{"name":"a"},{"name":"b"}],"containers":[{"name":"b","$patch":"delete"},{"name":"a"}]}}"#;
