@@ -12,6 +12,7 @@ use tokio::time::{sleep_until, timeout};
 use tracing::{info, warn};
 
 use super::accounts::Accounts;
+use super::disruptions::Disruptions;
 use super::garbage::Garbage;
 use super::kubernetes::{Kubernetes, Server};
 use super::namespaces::Namespaces;
@@ -98,6 +99,7 @@ fn managed(authority: &str) -> Vec<Box<dyn Loop>> {
         Box::new(Accounts::new(authority)),
         Box::new(Tokens::default()),
         Box::new(Quotas::default()),
+        Box::new(Disruptions::default()),
         Box::new(Roles::default()),
     ]
 }

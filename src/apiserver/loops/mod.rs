@@ -11,7 +11,8 @@
 //!   key. It acts on what is, never on what happened: a key can be looked at any number of times.
 //! - [`Machine`]: all of them with their queues, retries and back-off; time is passed in.
 //! - [`run`]: drives them on the registry. [`Gate`]: when they are left to a kube-controller-manager.
-//! - [`namespaces`], [`garbage`], [`accounts`], [`kubernetes`], [`tokens`], [`quotas`], [`roles`]: the loops.
+//! - [`namespaces`], [`garbage`], [`accounts`], [`kubernetes`], [`tokens`], [`quotas`], [`disruptions`], [`roles`]: the
+//!   loops.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -25,6 +26,7 @@ use crate::status::Status;
 use crate::strategy::DeleteOptions;
 
 pub mod accounts;
+pub mod disruptions;
 mod driver;
 mod edit;
 pub mod garbage;

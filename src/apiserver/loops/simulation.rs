@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use super::accounts::Accounts;
+use super::disruptions::Disruptions;
 use super::garbage::Garbage;
 use super::kubernetes::{Kubernetes, Server};
 use super::namespaces::Namespaces;
@@ -797,6 +798,76 @@ mod others {
         assert_eq!(used(&world), Some(json!({"hard": {"pods": "5"}, "used": {"pods": "4"}})));
         world.settle(10 * SECOND);
         assert_eq!(used(&world), Some(json!({"hard": {"pods": "5"}, "used": {"pods": "0"}})));
+    }
+
+    #[test]
+    fn budgets_say_how_many_pods_may_go() {
+        let mut world = World::new(only::<Disruptions>);
+        world.namespace("a");
+        world.put("deployments", "a", "d", json!({"spec": {"replicas": 4}}));
+        let mut owner = world.owner("deployments", "a", "d", true);
+        owner["controller"] = true.into();
+        world.put(
+            "replicasets",
+            "a",
+            "r",
+            json!({"metadata": {"ownerReferences": [owner]}, "spec": {"replicas": 3}}),
+        );
+        let mut owner = world.owner("replicasets", "a", "r", true);
+        owner["controller"] = true.into();
+        let pod = |ready: &str| {
+            json!({
+                "metadata": {"labels": {"app": "x"}, "ownerReferences": [owner.clone()]},
+                "status": {"conditions": [{"type": "Ready", "status": ready}]},
+            })
+        };
+        for name in ["p", "q", "r"] {
+            world.put("pods", "a", name, pod("True"));
+        }
+        let selector = json!({"matchLabels": {"app": "x"}});
+        for (name, spec) in [
+            ("least", json!({"minAvailable": 2, "selector": selector})),
+            ("share", json!({"minAvailable": "50%", "selector": selector})),
+            ("most", json!({"maxUnavailable": "30%", "selector": selector})),
+            ("nothing", json!({"minAvailable": 1})),
+        ] {
+            let metadata = json!({"generation": 1});
+            world.put(
+                "poddisruptionbudgets",
+                "a",
+                name,
+                json!({"metadata": metadata, "spec": spec}),
+            );
+        }
+        let said = |world: &World, name: &str| {
+            let budget = world.found("poddisruptionbudgets", "a", name).expect("it is there");
+            let number =
+                |field: &str| at(&budget, &format!("/status/{field}")).and_then(Value::as_i64);
+            ["expectedPods", "desiredHealthy", "currentHealthy", "disruptionsAllowed"].map(number)
+        };
+        world.settle(SECOND);
+        assert_eq!(said(&world, "least"), [3, 2, 3, 1].map(Some));
+        assert_eq!(said(&world, "share"), [4, 2, 3, 1].map(Some), "its deployment wants four");
+        assert_eq!(said(&world, "most"), [4, 2, 3, 1].map(Some), "two of four, rounded up");
+        assert_eq!(said(&world, "nothing"), [0, 1, 0, 0].map(Some));
+
+        // An eviction is counted before its pod goes, and forgotten if it does not.
+        let mut budget = world.found("poddisruptionbudgets", "a", "least").expect("it is there");
+        let status = budget["status"].as_object_mut().expect("it has one");
+        status.insert("disruptionsAllowed".to_owned(), 0.into());
+        status.insert("disruptedPods".to_owned(), json!({"p": "2026-01-01T00:00:01Z"}));
+        world.write(key(resource("poddisruptionbudgets"), "a", "least"), budget);
+        world.settle(SECOND);
+        assert_eq!(said(&world, "least"), [3, 2, 2, 0].map(Some));
+        let done = world.done.len();
+        world.settle(60 * SECOND);
+        assert_eq!(world.done.len(), done, "nothing is written for nothing");
+        world.settle(120 * SECOND);
+        assert_eq!(said(&world, "least"), [3, 2, 3, 1].map(Some));
+        world.delete("pods", "a", "q", "Background");
+        world.settle(SECOND);
+        assert_eq!(said(&world, "least"), [2, 2, 2, 0].map(Some));
+        assert_eq!(said(&world, "share"), [4, 2, 2, 0].map(Some));
     }
 
     #[test]
