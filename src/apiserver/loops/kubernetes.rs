@@ -186,8 +186,11 @@ impl Kubernetes {
         actions.extend(kept(objects, served("", "v1", "endpoints"), endpoints, &["/subsets"]));
 
         let family = if self.server.address.is_ipv4() { "IPv4" } else { "IPv6" };
+        // One that only this machine can reach is no endpoint of a slice.
         let of_family = |address: &&String| {
-            address.parse::<IpAddr>().is_ok_and(|ip| ip.is_ipv4() == self.server.address.is_ipv4())
+            address
+                .parse::<IpAddr>()
+                .is_ok_and(|ip| ip.is_ipv4() == self.server.address.is_ipv4() && !ip.is_loopback())
         };
         let endpoints = addresses.iter().filter(of_family);
         let endpoints: Vec<_> =

@@ -176,6 +176,7 @@ async fn a_namespace_with_a_thousand_objects_goes_though_the_loops_are_restarted
     cluster
         .until("the service", || {
             cluster.found("endpoints", "default", "kubernetes").is_some()
+                && cluster.found("endpointslices", "default", "kubernetes").is_some()
                 && cluster.found("services", "default", "kubernetes").is_some()
         })
         .await;
@@ -183,7 +184,7 @@ async fn a_namespace_with_a_thousand_objects_goes_though_the_loops_are_restarted
     for number in 0..1000 {
         let (registry, user) = (cluster.registry.clone(), cluster.user.clone());
         writers.spawn(async move {
-            let plural = ["configmaps", "secrets", "endpoints", "podtemplates"][number % 4];
+            let plural = ["configmaps", "secrets", "endpoints", "serviceaccounts"][number % 4];
             let value = json!({"metadata": {"name": format!("x{number}")}});
             let target = Target::new(resource(plural), "a", "");
             registry.create(Writer::new(&user), target, object(value)).await.map(drop)
