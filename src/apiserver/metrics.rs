@@ -437,11 +437,6 @@ impl<const N: usize> Family<N, AtomicU64> {
         self.of(labels).fetch_add(1, Ordering::Relaxed);
     }
 
-    /// So many more.
-    pub fn add_several(&self, labels: [Word; N], more: u64) {
-        self.of(labels).fetch_add(more, Ordering::Relaxed);
-    }
-
     fn write(&self, text: &mut Exposition) {
         let mut family = text.family(self.kind, self.name, self.help);
         for (labels, count) in self.sorted() {
