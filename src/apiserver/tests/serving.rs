@@ -4,7 +4,7 @@ mod client;
 
 use std::time::Duration;
 
-use client::{Client, Served};
+use client::Served;
 use serde_json::{Value, json};
 
 fn config_map(name: &str, data: &Value) -> Value {
