@@ -41,7 +41,8 @@ help: ## this list
 
 run: kernel initramfs harness ## build all, boot a node under QEMU until Ctrl-C (ONESHOT=1 PORT_BASE=n ACCEL=auto|kvm|tcg)
 	@.ci/deps qemu
-	@$(harness)/orlop-qemu run $(if $(filter 1,$(ONESHOT)),--oneshot) $(if $(PORT_BASE),--port-base $(PORT_BASE))
+	@ORLOP_KUBECTL=$$(.ci/unpacked tests/kubectl-trixie.lock)/usr/bin/kubectl \
+	$(harness)/orlop-qemu run $(if $(filter 1,$(ONESHOT)),--oneshot) $(if $(PORT_BASE),--port-base $(PORT_BASE))
 
 test: ## everything that must hold: check, integration, kernel and image checks, QEMU smoke tests
 	@mkdir -p out

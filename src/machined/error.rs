@@ -58,6 +58,8 @@ pub(crate) enum Error {
     Trust(String),
     #[error("etcd: {0}")]
     Etcd(String),
+    #[error("the API server: {0}")]
+    Apiserver(String),
     #[error("{}", no_installer(boot.as_deref()))]
     NoInstaller {
         /// The partition of boot entries, if there is one.
@@ -88,6 +90,7 @@ impl Error {
             | Self::Acquire { .. }
             | Self::Trust(_)
             | Self::Etcd(_)
+            | Self::Apiserver(_)
             | Self::Services(_) => true,
         }
     }

@@ -146,6 +146,12 @@ fn access(
     Ok(Access { host, port, ca: ca.clone(), crt: issued.crt, key: issued.key })
 }
 
+/// Whether the API server of this node, `host`, is ready to serve; it is believed by `ca` (PEM).
+pub(crate) async fn ready(host: &str, port: u16, ca: &str) -> Result<(), String> {
+    let server = Api::anonymous(host, port, ca).map_err(|error| Chain(&error).to_string())?;
+    server.ready().await.map_err(|error| Chain(&error).to_string())
+}
+
 /// Runs as the child: terms on standard input, what is said on standard output.
 pub(crate) fn main() -> ExitCode {
     let run = || -> Result<(), String> {
@@ -217,8 +223,10 @@ struct Cluster {
     nodes: Nodes,
     control_plane: bool,
     kubernetes: Result<Api, String>,
-    /// No node has a kubelet: an API server that does not answer never will.
+    /// No node has a kubelet: there are no nodes and no pods for Kubernetes to know.
     no_kubelet: bool,
+    /// Nor one of our own API servers: one that does not answer never will.
+    no_apiserver: bool,
 }
 
 impl Cluster {
@@ -233,6 +241,7 @@ impl Cluster {
             control_plane: terms.control_plane,
             kubernetes,
             no_kubelet: false,
+            no_apiserver: false,
         })
     }
 
@@ -313,8 +322,12 @@ impl Cluster {
             }
             Check::Apid => self.service("apid", Wanted::Healthy, &all).await?.look(),
             Check::Kubelet => {
-                let found = self.service("kubelet", Wanted::Healthy, &all).await?;
+                let entries = self.services(&all).await?;
+                let found = Services::of("kubelet", Wanted::Healthy, &entries);
                 self.no_kubelet = found.nowhere();
+                let has =
+                    |services: &Vec<ServiceInfo>| services.iter().any(|one| one.id == "apiserver");
+                self.no_apiserver = !entries.iter().any(|entry| entry.said.as_ref().is_ok_and(has));
                 found.look()
             }
             Check::Boot => {
@@ -334,6 +347,7 @@ impl Cluster {
                 };
                 match nodes {
                     Err(error) => self.without(&error),
+                    Ok(nodes) if nodes.is_empty() && self.no_kubelet => nobody(),
                     Ok(nodes) if check == Check::Reporting => judge::reporting(&nodes, &all),
                     Ok(nodes) if check == Check::Ready => judge::ready(&nodes),
                     Ok(nodes) => judge::schedulable(&nodes),
@@ -346,6 +360,7 @@ impl Cluster {
                 };
                 match pods {
                     Err(error) => self.without(&error),
+                    Ok(pods) if pods.is_empty() && self.no_kubelet => nobody(),
                     Ok(pods) if check == Check::ControlPlane => judge::pods(&pods, &COMPONENTS),
                     Ok(pods) if check == Check::KubeProxy => judge::pods(&pods, &["kube-proxy"]),
                     Ok(pods) => judge::pods(&pods, &["kube-dns"]),
@@ -357,7 +372,7 @@ impl Cluster {
     /// What it means that Kubernetes does not answer.
     fn without(&self, error: &kubernetes::Error) -> Look {
         match error {
-            kubernetes::Error::Unreachable { .. } if self.no_kubelet => {
+            kubernetes::Error::Unreachable { .. } if self.no_kubelet && self.no_apiserver => {
                 Look::Missing(format!("{error}; no node has a kubelet that could run one"))
             }
             error => Look::NotYet(error.to_string()),
@@ -370,11 +385,14 @@ impl Cluster {
         wanted: Wanted,
         nodes: &[String],
     ) -> Result<Services, String> {
+        Ok(Services::of(id, wanted, &self.services(nodes).await?))
+    }
+
+    async fn services(&self, nodes: &[String]) -> Result<Vec<Entry<Vec<ServiceInfo>>>, String> {
         let answer = self.machine().service_list(self.request(nodes, ())).await;
-        let entries: Vec<Entry<Vec<ServiceInfo>>> = self.entries(answer, nodes, |answer| {
+        self.entries(answer, nodes, |answer| {
             answer.messages.into_iter().map(|one| (one.metadata, one.services)).collect()
-        })?;
-        Ok(Services::of(id, wanted, &entries))
+        })
     }
 
     fn machine(&self) -> MachineServiceClient<Channel> {
@@ -429,6 +447,11 @@ impl Cluster {
         };
         Ok(messages(answer).into_iter().map(entry).collect())
     }
+}
+
+/// Kubernetes answers, and knows neither nodes nor pods, as it must.
+fn nobody() -> Look {
+    Look::Skipped("Kubernetes answers; no node has a kubelet that would report to it".to_owned())
 }
 
 /// A node as it was typed; who was not is this one.

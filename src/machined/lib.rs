@@ -13,6 +13,7 @@
 
 mod acquire;
 mod api;
+mod apiserver;
 mod apply;
 mod believed;
 mod button;

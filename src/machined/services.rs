@@ -29,6 +29,7 @@ use tonic::Code;
 use tracing::{info, warn};
 
 use crate::api;
+use crate::apiserver;
 use crate::error::Error;
 use crate::etcd::host as etcd;
 use crate::handover;
@@ -289,11 +290,15 @@ pub(crate) async fn prepare(node: &Node) -> Result<(), Error> {
         definitions.push(etcd::definition(node, &containerd, program));
         node.spawn(etcd::keep_secrets(node.clone()));
     }
+    if config.machine.kind.is_control_plane() {
+        definitions.push(apiserver::definition(node, &kubernetes())?);
+        node.spawn(apiserver::keep_secrets(node.clone()));
+    }
     if !config.machine.time.disabled {
         let time = &config.machine.time;
         if waits_for_time(time) {
             for definition in &mut definitions {
-                if ["apid", "trustd", "etcd"].contains(&definition.id.as_str()) {
+                if ["apid", "trustd", "etcd", apiserver::ID].contains(&definition.id.as_str()) {
                     definition.dependencies.push(Dependency::to_start("timed"));
                 }
             }
@@ -347,6 +352,16 @@ fn runtime() -> Containerd {
     })
 }
 
+/// Where Kubernetes' own services run: beside its pods.
+fn kubernetes() -> Containerd {
+    Containerd::new(container::Options {
+        namespace: "k8s.io".to_owned(),
+        shim_cgroup: Some("/podruntime/runtime".to_owned()),
+        binary: Some("crun".to_owned()),
+        ..container::Options::new(CONTAINERD_SOCKET)
+    })
+}
+
 fn socket_folders() -> Result<(), Error> {
     socket_folder(Path::new(NETWORKD_SOCKET), NETWORKD_UID, ROUTERD_UID)?;
     own_folder(Path::new(NETWORKD_SECRETS), NETWORKD_UID)?;
@@ -367,9 +382,11 @@ pub(crate) async fn start_all(node: &Node, limit: Duration) -> Result<(), Error>
     for id in &ids {
         node.supervisor().start(id).await.map_err(Error::Services)?;
     }
-    // It may have to wait for a cluster to begin; nobody waits for it.
-    if !ids.contains(&"etcd") && node.supervisor().status("etcd").await.is_ok() {
-        node.supervisor().start("etcd").await.map_err(Error::Services)?;
+    // They may have to wait for a cluster to begin; nobody waits for them.
+    for id in ["etcd", apiserver::ID] {
+        if !ids.contains(&id) && node.supervisor().status(id).await.is_ok() {
+            node.supervisor().start(id).await.map_err(Error::Services)?;
+        }
     }
     if node.supervisor().status("timed").await.is_ok() {
         node.supervisor().start("timed").await.map_err(Error::Services)?;
@@ -584,7 +601,7 @@ fn trustd(containerd: &Containerd, config: &MachineConfig) -> Result<Definition,
 }
 
 /// A folder `uid` writes in. One that is there stays as it is.
-fn own_folder(folder: &Path, uid: u32) -> Result<(), Error> {
+pub(crate) fn own_folder(folder: &Path, uid: u32) -> Result<(), Error> {
     if folder.is_dir() {
         return Ok(());
     }

@@ -2,15 +2,18 @@
 
 #![forbid(unsafe_code)]
 
-use std::path::Path;
-use std::process::{ExitCode, exit};
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, exit};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use nix::sys::signal::{SigSet, Signal};
@@ -18,6 +21,7 @@ use orlop_qemu::accel::Accel;
 use orlop_qemu::serve::Server;
 use orlop_qemu::{Boot, Cluster, Console, Forward, Machine, Operator, READY, out};
 use regex_lite::Regex;
+use serde_yaml::Value;
 
 /// Boots nodes under QEMU.
 #[derive(Debug, Parser)]
@@ -76,6 +80,8 @@ fn run(oneshot: bool, port_base: Option<u16>) -> Result<()> {
     let operator = Operator::new(&cluster, apid);
     let memory = operator.run(&["memory"])?;
     println!("healthy after {:.1} s\n\n{memory}", started.elapsed().as_secs_f64());
+    let kubeconfig = write_kubeconfig(&operator, forwards[2].host)?;
+    show_namespaces(&operator, &kubeconfig)?;
     up.store(true, Ordering::Relaxed);
 
     if !oneshot {
@@ -86,6 +92,7 @@ fn run(oneshot: bool, port_base: Option<u16>) -> Result<()> {
             shown(&out().join("orlop")),
             shown(&cluster.talosconfig())
         );
+        println!("          KUBECONFIG={} kubectl get namespaces", shown(&kubeconfig));
         println!("Ctrl-C shuts the node down");
         match stay(&node, &interrupts) {
             End::Off => {
@@ -99,6 +106,56 @@ fn run(oneshot: bool, port_base: Option<u16>) -> Result<()> {
     operator.run(&["shutdown"])?;
     node.wait_off(SHUTDOWN_LIMIT)?;
     println!("the node is off; its console: {}", shown(&log));
+    Ok(())
+}
+
+/// The node's kubeconfig for this machine, where the API server is behind `port` of 127.0.0.1.
+fn write_kubeconfig(operator: &Operator, port: u16) -> Result<PathBuf> {
+    let mut document: Value = serde_yaml::from_str(&operator.run(&["kubeconfig", "-"])?)?;
+    let server = document
+        .get_mut("clusters")
+        .and_then(|clusters| clusters.get_mut(0)?.get_mut("cluster")?.get_mut("server"))
+        .context("the kubeconfig names no server")?;
+    *server = format!("https://127.0.0.1:{port}").into();
+    let (path, text) = (out().join("kubeconfig"), serde_yaml::to_string(&document)?);
+    // It has a key in it. One that is there may be anybody's to read.
+    let write = || -> std::io::Result<()> {
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = fs::File::options().write(true).create_new(true).mode(0o600).open(&path)?;
+        file.write_all(text.as_bytes())
+    };
+    write().with_context(|| format!("write {}", path.display()))?;
+    Ok(path)
+}
+
+/// Has kubectl ask the node's API server, as soon as that is ready.
+fn show_namespaces(operator: &Operator, kubeconfig: &Path) -> Result<()> {
+    let Some(kubectl) = std::env::var_os("ORLOP_KUBECTL") else {
+        println!(
+            "skipped: kubectl get namespaces: ORLOP_KUBECTL names no kubectl; make run gets one\n"
+        );
+        return Ok(());
+    };
+    let deadline = Instant::now() + APISERVER_LIMIT;
+    loop {
+        let services = operator.rows(&["services"])?;
+        let server = services.iter().find(|row| row.text("service") == "apiserver");
+        let server = server.context("the node has no service apiserver")?;
+        if server.text("health") == "OK" {
+            break;
+        }
+        ensure!(Instant::now() < deadline, "the API server is not ready: {server:?}");
+        thread::sleep(Duration::from_millis(250));
+    }
+    let mut command = Command::new(kubectl);
+    command.args(["--request-timeout=30s", "get", "namespaces", "--kubeconfig"]).arg(kubeconfig);
+    let output = command.output().context("start kubectl")?;
+    let told = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "kubectl get namespaces: {}", told.trim_end());
+    println!("$ kubectl get namespaces\n{}", String::from_utf8_lossy(&output.stdout));
     Ok(())
 }
 
@@ -215,4 +272,6 @@ const PHASES: [(&str, &str); 6] = [
 /// apid, trustd, the API server, the curator.
 const PORTS: [u16; 4] = [50000, 50001, 6443, 7835];
 const BOOT_LIMIT: Duration = Duration::from_secs(240);
+/// From a healthy node to an API server that is ready; emulated, its start takes seconds.
+const APISERVER_LIMIT: Duration = Duration::from_secs(120);
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(60);

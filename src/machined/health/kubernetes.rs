@@ -56,6 +56,17 @@ impl Api {
         Ok(Self { channel, at: format!("https://{host}:{port}") })
     }
 
+    /// The same for who shows nothing.
+    pub(super) fn anonymous(host: &str, port: u16, ca: &str) -> Result<Self, orlop_pki::Error> {
+        let channel = orlop_rpc::tls::channel(host, port, orlop_pki::tls::client_config(ca, None)?);
+        Ok(Self { channel, at: format!("https://{host}:{port}") })
+    }
+
+    /// Whether it is ready, as it says to everybody.
+    pub(super) async fn ready(&self) -> Result<(), Error> {
+        self.get("/readyz").await.map(drop)
+    }
+
     pub(super) async fn nodes(&self) -> Result<Vec<Object>, Error> {
         self.list("/api/v1/nodes").await
     }
@@ -79,10 +90,17 @@ impl Api {
     }
 
     async fn page(&self, path: &str, next: &str) -> Result<List, Error> {
-        let refused = |why: &dyn std::fmt::Display| self.refused(format!("{path}: {why}"));
         // The token is base64 of URLs' alphabet; what is none makes no URI.
         let more = if next.is_empty() { String::new() } else { format!("&continue={next}") };
-        let request = Request::get(format!("{path}?limit={PAGE}{more}"))
+        let body = self.get(&format!("{path}?limit={PAGE}{more}")).await?;
+        serde_json::from_slice(body.as_ref())
+            .map_err(|error| self.refused(format!("{path}: {error}")))
+    }
+
+    async fn get(&self, path: &str) -> Result<impl AsRef<[u8]> + use<>, Error> {
+        let plain = path.split('?').next().unwrap_or_default();
+        let refused = |why: &dyn std::fmt::Display| self.refused(format!("{plain}: {why}"));
+        let request = Request::get(path)
             .header(header::ACCEPT, "application/json")
             .body(Body::empty())
             .map_err(|error| refused(&error))?;
@@ -103,7 +121,7 @@ impl Api {
             let said: Said = serde_json::from_slice(&body).unwrap_or_default();
             return Err(refused(&format!("{status} {}", said.message).trim_end()));
         }
-        serde_json::from_slice(&body).map_err(|error| refused(&error))
+        Ok(body)
     }
 
     fn refused(&self, why: String) -> Error {

@@ -261,6 +261,20 @@ async fn a_cluster_without_kubernetes_is_told_so_at_once() {
 }
 
 #[tokio::test]
+async fn an_api_server_alone_is_asked_and_no_kubelet_is_waited_for() {
+    let services = [OURS, &[("apiserver", "Running")]].concat();
+    let mut scene = Scene::new(&Apid { services, forwards: true, ..Apid::default() });
+    let nothing = r#"{"metadata":{},"items":[]}"#;
+    let access = scene.kubernetes(nothing, nothing).await;
+    let said = scene.check(Nodes::default(), Ok(access.clone())).await;
+    assert_eq!(said.last(), Some(&Said::Well), "{said:#?}");
+    let skipped = "waiting for all k8s nodes to report: SKIPPED: Kubernetes answers; no node has a kubelet \
+                   that would report to it";
+    assert!(lines(&said).contains(&skipped), "{said:#?}");
+    ready(&access.host, access.port, &access.ca).await.unwrap_err();
+}
+
+#[tokio::test]
 async fn etcd_knows_the_control_planes_where_kubernetes_does_not() {
     let apid = Apid {
         services: OURS.to_vec(),
