@@ -71,6 +71,7 @@ integration: build ## tests on real parts: the real binary, containerd, etcd, ne
 	ORLOP_ETCD=$$(.ci/unpacked tests/etcd.lock)/usr/bin/etcd \
 	ORLOP_CHRONYD=$$(.ci/unpacked tests/chrony.lock)/usr/sbin/chronyd \
 	ORLOP_NTPD=$$(.ci/unpacked tests/ntpsec.lock)/usr/sbin/ntpd \
+	ORLOP_KUBECTL=$$(.ci/kubectls) \
 	ORLOP=$(CURDIR)/out/orlop cargo test --workspace --exclude orlop-qemu --test '*' -- --show-output
 
 build: ## the static binary, out/orlop (PROFILE=image|release|dev)
