@@ -224,8 +224,11 @@ fn steps(script: &str) -> Vec<Step> {
     steps
 }
 
-/// Runs a script; what each step prints.
-fn play(kubectl: &Kubectl, steps: &[Step]) -> (Vec<Option<String>>, String) {
+/// What each step of a script printed, where it was of the generation, and the server's log.
+type Played = (Vec<Option<String>>, String);
+
+/// Runs a script.
+fn play(kubectl: &Kubectl, steps: &[Step]) -> Played {
     let server = Server::start(kubectl, &[]);
     let run =
         |step: &Step| step.line.is_of(&kubectl.generation).then(|| server.run(&step.line.text));
@@ -252,7 +255,7 @@ fn three_generations_of_kubectl_read_as_the_golden_scripts() {
         .map(|name| (name, steps(&fs::read_to_string(folder.join(name)).unwrap())))
         .collect();
     // Each generation by itself, beside the others.
-    let played: Vec<Vec<_>> = std::thread::scope(|scope| {
+    let played: Vec<Vec<Played>> = std::thread::scope(|scope| {
         let play_all = |kubectl| scripts.iter().map(|(_, steps)| play(kubectl, steps)).collect();
         let players: Vec<_> =
             kubectls.iter().map(|one| scope.spawn(move || play_all(one))).collect();
@@ -289,7 +292,7 @@ fn three_generations_of_kubectl_read_as_the_golden_scripts() {
 }
 
 /// A script with what was printed: lines of all generations once, others for those they are of.
-fn blessed(steps: &[Step], told: &[(&Kubectl, &(Vec<Option<String>>, String))]) -> String {
+fn blessed(steps: &[Step], told: &[(&Kubectl, &Played)]) -> String {
     let mut script = String::new();
     for (at, step) in steps.iter().enumerate() {
         script += &step.comments;
