@@ -254,11 +254,6 @@ impl Registry {
             }
             _ => {}
         }
-        for set_here in
-            ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "generation"]
-        {
-            own.remove(set_here);
-        }
         let now = OffsetDateTime::now_utc();
         own.insert("uid".to_owned(), random::uuid().into());
         own.insert("creationTimestamp".to_owned(), timestamp(now).into());
@@ -288,7 +283,7 @@ impl Registry {
         strategy::default(resource, change.object);
         strategy::prepare_create(resource, change.object, writer.user);
         self.allocate(resource, change.object, None)?;
-        target.valid(&name, strategy::validate_create(resource, change.object))?;
+        target.valid(&name, judged(target.resource, change.object))?;
         for gate in &*self.gates {
             gate.check(&change).await?;
         }
@@ -500,6 +495,15 @@ enum Decided {
     Write(Object),
     Remove(Object),
     Dry(Object),
+}
+
+/// What is wrong with a new object, by the rules of the resource it is written as: events are judged more strictly by
+/// their new name.
+fn judged(resource: &'static Resource, object: &Object) -> Vec<Cause> {
+    if resource.group == "events.k8s.io" {
+        return strategy::validate_create(resource, &versions::present(resource, object.clone()));
+    }
+    strategy::validate_create(resource.stored(), object)
 }
 
 /// Puts an object where the URL says, unless it says otherwise.

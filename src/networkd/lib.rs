@@ -176,7 +176,8 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
     let asked = api::Asked { netlink: netlink.clone(), ready: is_ready, news: news.clone() };
     parts.spawn(api::serve(options.socket.clone(), asked, serving));
     let netlink = (netlink, Direct::open().map_err(Error::Netlink)?);
-    let driver = driver::Driver::new(options, settings, netlink, (changes, duplicates), (ready, news));
+    let driver =
+        driver::Driver::new(options, settings, netlink, (changes, duplicates), (ready, news));
     parts.spawn(driver.run(shutdown));
     // The first part that ends, ends the role; on shutdown the driver does.
     match parts.join_next().await {

@@ -52,6 +52,7 @@ pub(crate) struct Watching {
     changed: watch::Receiver<u64>,
     bookmarks: bool,
     next_bookmark: Instant,
+    bookmark_due: bool,
     ends: Instant,
     shutdown: CancellationToken,
     over: bool,
@@ -126,6 +127,7 @@ impl Watching {
             changed,
             bookmarks: reading.bookmarks,
             next_bookmark: now,
+            bookmark_due: false,
             ends,
             shutdown,
             over: false,
@@ -184,6 +186,11 @@ impl Watching {
                     }
                 }
             }
+            // Behind everything that it claims to have told.
+            if std::mem::take(&mut self.bookmark_due) && !self.over {
+                self.write_bookmark(&mut out, false);
+            }
+            self.over |= Instant::now() >= self.ends;
             if !out.is_empty() || self.over {
                 return (!out.is_empty()).then(|| out.freeze());
             }
@@ -196,8 +203,7 @@ impl Watching {
                 () = sleep_until(self.ends) => return None,
                 () = sleep_until(self.next_bookmark), if self.bookmarks => {
                     self.plan_bookmark();
-                    self.write_bookmark(&mut out, false);
-                    return Some(out.freeze());
+                    self.bookmark_due = true;
                 }
             }
         }
