@@ -153,7 +153,7 @@ pub fn audit_policy(bytes: &[u8]) {
     };
     let user = User { name: "a".into(), ..User::default() };
     for path in ["/apis", "/api/v1/namespaces/b/pods/x/log", "/api/v1/nodes"] {
-        policy.verdict(&Action::of(&user, &info("GET", path, &[]), path));
+        let _ = policy.verdict(&Action::of(&user, &info("GET", path, &[]), path));
     }
 }
 
