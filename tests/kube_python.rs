@@ -6,6 +6,9 @@ use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
 
+/// Debian's own, which has Debian's packages.
+const PYTHON: &str = "/usr/bin/python3";
+
 /// Killed with the test.
 struct Server(Child);
 
@@ -18,7 +21,7 @@ impl Drop for Server {
 
 #[test]
 fn the_python_client_finds_what_it_knows() {
-    let known = Command::new("python3").args(["-c", "import kubernetes"]).output();
+    let known = Command::new(PYTHON).args(["-c", "import kubernetes"]).output();
     if !known.is_ok_and(|known| known.status.success()) {
         println!("skipped: python3-kubernetes is not installed (.ci/deps test)");
         return;
@@ -41,7 +44,7 @@ fn the_python_client_finds_what_it_knows() {
     assert!(ready, "the server ended: {}", log());
 
     let told = Command::new("timeout")
-        .args(["--kill-after=5", "300", "python3"])
+        .args(["--kill-after=5", "300", PYTHON])
         .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kube/client.py"))
         .env("KUBECONFIG", at("data/kubeconfig"))
         .output()

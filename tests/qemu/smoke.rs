@@ -56,7 +56,7 @@ const CHECKS: &[Check] = &[
     ("refuses_a_client_without_a_certificate", Kind::Plain, refuses_no_certificate),
     ("refuses_a_certificate_of_another_ca", Kind::Plain, refuses_another_ca),
     ("says_on_the_console_which_hardening_holds", Kind::Plain, says_hardening),
-    ("runs_its_daemons_as_containers_under_one_shim", Kind::Plain, runs_containers),
+    ("runs_its_daemons_as_containers_under_a_shim_for_each_namespace", Kind::Plain, runs_containers),
     ("answers_every_command_of_the_command_line", Kind::Plain, answers_commands),
     ("follows_a_log_until_the_client_goes", Kind::Plain, follows_log),
     ("reaps_an_orphan", Kind::Plain, reaps_orphan),
@@ -324,7 +324,8 @@ fn runs_containers(node: &mut Node) -> Result<()> {
     // Where a container is being created, containerd asks by a process of the same name.
     until(SOON, || {
         let shims = agent.pids("containerd-shim-runc-v2")?;
-        ensure!(shims.len() == 1, "{} shims", shims.len());
+        // One for each namespace of containerd: the daemons', and that of the API server.
+        ensure!(shims.len() == 2, "{} shims", shims.len());
         Ok(())
     })
 }
@@ -338,6 +339,8 @@ fn answers_commands(node: &mut Node) -> Result<()> {
     run(&["version"], "Tag:")?;
     run(&["services"], "SERVICE")?;
     run(&["service", "apid"], "Health check successful")?;
+    run(&["service", "apiserver"], "Health check successful")?;
+    run(&["containers", "--kubernetes"], "apiserver")?;
     run(&["processes"], "/bin/containerd")?;
     run(&["mounts"], "/dev/loop0")?;
     run(&["stats"], "apid")?;
