@@ -146,7 +146,7 @@ impl Status {
 
     /// There is nothing of ours at a path; told in plain text ([`Status::is_plain`]).
     #[must_use]
-    pub fn no_path(_path: &str) -> Self {
+    pub fn no_path() -> Self {
         Self::new(404, "", "404 page not found")
     }
 
@@ -278,6 +278,12 @@ impl Status {
             "the store is full: {what}; nothing was written, remove what is not needed or give it more room"
         );
         Self::new(507, "InsufficientStorage", message)
+    }
+
+    /// It is asked of something that is not here.
+    #[must_use]
+    pub fn not_implemented(message: impl Into<String>) -> Self {
+        Self::new(501, "NotImplemented", message)
     }
 
     /// It took longer than it may.

@@ -45,19 +45,17 @@ impl Server {
             [""] => json!({ "paths": paths() }),
             ["version"] => version(),
             ["api"] | ["apis"] => return self.groups(parts[0] == "api", headers),
-            ["api", version] => {
-                discovery::resources("", version).ok_or_else(|| Status::no_path(path))?
-            }
-            ["apis", group] => discovery::group(group).ok_or_else(|| Status::no_path(path))?,
+            ["api", version] => discovery::resources("", version).ok_or_else(Status::no_path)?,
+            ["apis", group] => discovery::group(group).ok_or_else(Status::no_path)?,
             ["apis", group, version] => {
-                discovery::resources(group, version).ok_or_else(|| Status::no_path(path))?
+                discovery::resources(group, version).ok_or_else(Status::no_path)?
             }
             [".well-known", "openid-configuration"] => {
                 let server = format!("https://{}", self.address);
                 issuer::configuration(self.authenticator().accounts(), &server)
             }
             ["openid", "v1", "jwks"] => issuer::keys(self.authenticator().accounts()),
-            _ => return Err(Status::no_path(path)),
+            _ => return Err(Status::no_path()),
         };
         let offers = Offers { protobuf: false, ..Offers::default() };
         let media = encoding::negotiate(&texts(headers, "accept"), offers)?;

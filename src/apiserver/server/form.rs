@@ -54,10 +54,10 @@ impl Form {
     }
 
     /// An object in the form of the cache, with its kind and version.
-    fn splice(&self, body: &[u8], extra: usize) -> Vec<u8> {
+    fn splice(&self, body: &[u8]) -> Vec<u8> {
         let Resource { kind, .. } = self.resource;
         let version = self.resource.api_version();
-        let mut out = Vec::with_capacity(body.len() + kind.len() + version.len() + 32 + extra);
+        let mut out = Vec::with_capacity(body.len() + kind.len() + version.len() + 32);
         out.extend_from_slice(b"{\"kind\":\"");
         out.extend_from_slice(kind.as_bytes());
         out.extend_from_slice(b"\",\"apiVersion\":\"");
@@ -70,7 +70,7 @@ impl Form {
     /// An event of a watch about an object in the form of the cache.
     pub(crate) fn line(&self, kind: &str, body: &[u8]) -> Bytes {
         let mut out = format!("{{\"type\":\"{kind}\",\"object\":").into_bytes();
-        out.extend_from_slice(&self.splice(body, 0));
+        out.extend_from_slice(&self.splice(body));
         out.extend_from_slice(b"}\n");
         out.into()
     }
@@ -124,7 +124,7 @@ impl Form {
     /// One object.
     pub(crate) fn object(&self, entry: &Entry) -> Body {
         if self.is_plain() {
-            return self.splice(&entry.body, 0).into();
+            return self.splice(&entry.body).into();
         }
         self.encode(&self.one(entry.object(), true)).into()
     }

@@ -176,7 +176,7 @@ impl Server {
             };
         };
         let Some(resource) = resources::find(asked.group, asked.version, asked.plural) else {
-            return Err(unknown(asked, &path));
+            return Err(unknown(asked));
         };
         let target = self.target(resource, &info, asked)?;
         let call = Call {
@@ -282,11 +282,11 @@ fn audit_id(headers: &HeaderMap) -> HeaderValue {
     given.cloned().or_else(new).unwrap_or(HeaderValue::from_static(""))
 }
 
-fn unknown(asked: Asked<'_>, path: &str) -> Status {
+fn unknown(asked: Asked<'_>) -> Status {
     let known = RESOURCES
         .iter()
         .any(|resource| resource.group == asked.group && resource.version == asked.version);
-    if known { Status::no_resource() } else { Status::no_path(path) }
+    if known { Status::no_resource() } else { Status::no_path() }
 }
 
 async fn read_body<B>(headers: &HeaderMap, body: B) -> Result<Vec<u8>, Status>

@@ -54,6 +54,13 @@ impl<'a> Call<'a> {
         body: &[u8],
     ) -> Result<Response<Body>, Status> {
         let resource = self.target.resource;
+        let part = self.target.subresource.split('/').next().unwrap_or_default();
+        if matches!(part, "attach" | "exec" | "log" | "portforward" | "proxy") {
+            return Err(Status::not_implemented(format!(
+                "{}/{part} is asked of what runs there, and this server reaches neither kubelets nor services yet",
+                resource.plural
+            )));
+        }
         match self.verb {
             "get" if self.target.subresource == "scale" => self.get_scale(registry).await,
             "get" => self.get(registry).await,

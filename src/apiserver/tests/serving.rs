@@ -174,6 +174,8 @@ async fn what_cannot_be_taken_is_refused_and_costs_little() {
     let selector = format!("{MAPS}?labelSelector={}", "a".repeat(60_000));
     let answer = client.get(&selector).await;
     assert!((400..500).contains(&answer.code), "{}", answer.code);
+    let answer = client.get("/api/v1/namespaces/default/pods/x/log").await;
+    assert_eq!((answer.code, answer.reason()), (501, "NotImplemented".to_owned()));
     // Nothing of that was stored, and the server goes on.
     let list = client.get(&format!("{MAPS}?fieldSelector=metadata.name%3Dx")).await.json();
     assert_eq!(list["items"], json!([]));
