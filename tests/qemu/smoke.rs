@@ -56,7 +56,7 @@ const CHECKS: &[Check] = &[
     ("refuses_a_client_without_a_certificate", Kind::Plain, refuses_no_certificate),
     ("refuses_a_certificate_of_another_ca", Kind::Plain, refuses_another_ca),
     ("says_on_the_console_which_hardening_holds", Kind::Plain, says_hardening),
-    ("runs_its_daemons_as_containers_under_a_shim_for_each_namespace", Kind::Plain, runs_containers),
+    ("runs_containers_under_a_shim_for_each_namespace", Kind::Plain, runs_containers),
     ("answers_every_command_of_the_command_line", Kind::Plain, answers_commands),
     ("follows_a_log_until_the_client_goes", Kind::Plain, follows_log),
     ("reaps_an_orphan", Kind::Plain, reaps_orphan),
