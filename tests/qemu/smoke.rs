@@ -331,6 +331,8 @@ fn runs_containers(node: &mut Node) -> Result<()> {
 }
 
 fn answers_commands(node: &mut Node) -> Result<()> {
+    // The API server is not waited for by the boot.
+    node.healthy(SOON)?;
     let run = |args: &[&str], wanted: &str| {
         let text = node.operator.run(args)?;
         ensure!(text.contains(wanted), "{args:?} does not say {wanted:?}:\n{text}");
