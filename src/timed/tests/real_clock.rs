@@ -65,9 +65,8 @@ fn the_clock_is_set_at_the_start_and_when_it_is_far_off_for_long() {
         let drift = std::fs::read_to_string(folder.path().join("drift")).unwrap();
         let drift: f64 = drift.trim().parse().unwrap();
         let rate = orlop_sys::clock_frequency().unwrap();
-        // A starved guest's clock may run further off than is ever kept.
-        let bounded = drift.abs() >= 450.0;
-        assert!(bounded || (drift - rate).abs() < 0.01, "{drift} is kept, {rate} stays");
+        // An answer may have come since it was written, and a guest's oscillator wanders.
+        assert!((drift - rate).abs() < 100.0, "{drift} is kept, {rate} stays");
 
         // The next one begins with it, and finds the clock right.
         orlop_sys::set_clock_frequency(400.0).unwrap();
