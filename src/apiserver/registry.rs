@@ -168,7 +168,7 @@ impl Registry {
             return Ok(None);
         }
         let turn = self.services.choosing.lock().await;
-        self.storage.fresh().await?;
+        self.storage.current().await?;
         Ok(Some(turn))
     }
 
@@ -342,21 +342,8 @@ impl Registry {
                     return Ok((Done::Stored(Arc::new(entry)), false));
                 }
                 Decided::Dry(object) => return Ok((Done::Dry(object), false)),
-                Decided::Write(object) => {
-                    let ttl = ttl(resource);
-                    let written = self
-                        .storage
-                        .update(resource, target.namespace, target.name, object, expected, ttl)
-                        .await;
-                    written.map(|entry| Done::Stored(Arc::new(entry)))
-                }
-                Decided::Remove(object) => {
-                    let removed = self
-                        .storage
-                        .delete(resource, target.namespace, target.name, object, expected)
-                        .await;
-                    removed.map(|entry| Done::Removed(Arc::new(entry)))
-                }
+                Decided::Write(object) => self.write(target, object, expected).await,
+                Decided::Remove(object) => self.remove(target, object, expected).await,
             };
             match outcome {
                 Ok(done) => return Ok((done, false)),
@@ -366,6 +353,29 @@ impl Registry {
             }
         }
         Err(target.conflict(MODIFIED))
+    }
+
+    async fn write(
+        &self,
+        target: Target<'_>,
+        object: Object,
+        expected: u64,
+    ) -> Result<Done, Refused> {
+        let Target { resource, namespace, name, .. } = target;
+        let ttl = ttl(resource);
+        let entry = self.storage.update(resource, namespace, name, object, expected, ttl).await?;
+        Ok(Done::Stored(Arc::new(entry)))
+    }
+
+    async fn remove(
+        &self,
+        target: Target<'_>,
+        object: Object,
+        expected: u64,
+    ) -> Result<Done, Refused> {
+        let Target { resource, namespace, name, .. } = target;
+        let entry = self.storage.delete(resource, namespace, name, object, expected).await?;
+        Ok(Done::Removed(Arc::new(entry)))
     }
 
     /// What an object becomes.
@@ -458,21 +468,8 @@ impl Registry {
                 Deletion::Later(object) if object == stored.object => {
                     return Ok(Done::Stored(Arc::new(target_entry(target, stored))));
                 }
-                Deletion::Now(object) => {
-                    let removed = self
-                        .storage
-                        .delete(resource, target.namespace, target.name, object, expected)
-                        .await;
-                    removed.map(|entry| Done::Removed(Arc::new(entry)))
-                }
-                Deletion::Later(object) => {
-                    let ttl = ttl(resource);
-                    let written = self
-                        .storage
-                        .update(resource, target.namespace, target.name, object, expected, ttl)
-                        .await;
-                    written.map(|entry| Done::Stored(Arc::new(entry)))
-                }
+                Deletion::Now(object) => self.remove(target, object, expected).await,
+                Deletion::Later(object) => self.write(target, object, expected).await,
             };
             match outcome {
                 Ok(done) => return Ok(done),

@@ -4,13 +4,13 @@ use std::time::{Duration, SystemTime};
 
 use orlop_pki::signature::{SigningKey, VerifyingKey};
 use orlop_rt::Chain;
-use ring::rand::{SecureRandom as _, SystemRandom};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::{CREDENTIAL_ID, Verdict, jwt};
 use crate::object::{Object, Objects, User, at, text};
+use crate::random;
 use crate::resources::{Resource, find};
 use crate::status::{Cause, Status};
 
@@ -127,7 +127,7 @@ impl Accounts {
             "iat": since,
             "nbf": since,
             "exp": until,
-            "jti": uuid()?,
+            "jti": random::uuid(),
             CLAIM: private,
         });
         let token = jwt::sign(&claims, key)
@@ -345,15 +345,4 @@ fn timestamp(seconds: i64) -> Result<String, Status> {
         .ok()
         .and_then(|time| time.format(&Rfc3339).ok())
         .ok_or_else(|| Status::internal("the clock is past the year 9999"))
-}
-
-/// A random UUID (RFC 9562 §5.4).
-fn uuid() -> Result<String, Status> {
-    let mut bytes = [0; 16];
-    SystemRandom::new()
-        .fill(&mut bytes)
-        .map_err(|_| Status::internal("the system gives no random numbers"))?;
-    let number = u128::from_be_bytes(bytes) & !(0xf << 76) & !(0x3 << 62) | 4 << 76 | 2 << 62;
-    let hex = format!("{number:032x}");
-    Ok([&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-"))
 }

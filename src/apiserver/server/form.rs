@@ -148,7 +148,8 @@ impl Form {
                 let item = protobuf::encode(&object, self.resource.schema);
                 protobuf::put_bytes(&mut raw, 2, &item);
             }
-            return protobuf::seal(&version, &format!("{kind}List"), &raw).into();
+            let bytes = protobuf::seal(&version, &format!("{kind}List"), &raw);
+            return packed(bytes, gzip);
         }
         let objects: Vec<Object> = objects.collect();
         let list = match self.media.view {
@@ -165,8 +166,12 @@ impl Form {
             }
         };
         let bytes = self.encode(&list);
-        if gzip { crate::encoding::gzip(&bytes).into() } else { bytes.into() }
+        packed(bytes, gzip)
     }
+}
+
+fn packed(bytes: Vec<u8>, gzip: bool) -> Body {
+    if gzip { crate::encoding::gzip(&bytes).into() } else { bytes.into() }
 }
 
 /// An object of any kind that has a message, or that is not asked for as one.

@@ -125,8 +125,8 @@ impl<'a> Call<'a> {
         let form = self.form(false)?;
         let Target { resource, namespace, name, .. } = self.target;
         let reading = query::reading(resource, namespace, name, self.query, false)?;
-        let (listed, exact) = read_list(registry, resource, &reading).await?;
-        let meta = list_meta(&reading, &listed, exact);
+        let listed = read_list(registry, resource, &reading).await?;
+        let meta = list_meta(&reading, &listed);
         let size: usize = listed.entries.iter().map(|entry| entry.body.len()).sum();
         let gzip = size > encoding::GZIP_FROM && self.gzip();
         let mut response =
@@ -238,8 +238,9 @@ impl<'a> Call<'a> {
         let (change, mut findings) = patch::read(patch, body)?;
         let scales = self.target.subresource == "scale";
         let (api_version, kind, of) = if scales {
-            let of = form::schema("autoscaling/v1", "Scale").ok_or_else(Status::no_resource)?;
-            ("autoscaling/v1".to_owned(), "Scale", of)
+            let (api_version, kind) = SCALE;
+            let of = form::schema(api_version, kind).ok_or_else(Status::no_resource)?;
+            (api_version.to_owned(), kind, of)
         } else {
             (resource.api_version(), resource.kind, resource.schema)
         };
@@ -295,8 +296,8 @@ impl<'a> Call<'a> {
         let form = self.form(false)?;
         let Target { resource, namespace, name, .. } = self.target;
         let reading = query::reading(resource, namespace, name, self.query, false)?;
-        let (listed, exact) = read_list(registry, resource, &reading).await?;
-        let meta = list_meta(&reading, &listed, exact);
+        let listed = read_list(registry, resource, &reading).await?;
+        let meta = list_meta(&reading, &listed);
         let options = &options;
         let entries = futures_util::stream::iter(listed.entries.clone());
         let deletions = entries.map(|entry| async move {
@@ -467,18 +468,18 @@ fn same_kind(object: &Object, api_version: &str, kind: &str) -> Result<(), Statu
     Ok(())
 }
 
-/// Reads a list as it is asked for, and whether it is of a moment that the next page can be of, too.
+/// Reads a list as it is asked for.
 async fn read_list(
     registry: &Registry,
     resource: &'static Resource,
     reading: &Reading,
-) -> Result<(Listed, bool), Status> {
+) -> Result<Listed, Status> {
     let storage = registry.storage();
     let Reading { selection, limit, .. } = reading;
     if let Some((after, at)) = &reading.from {
         let listed = storage.list(resource.stored(), selection, after, *limit, *at).await;
         return match listed {
-            Ok(listed) => Ok((listed, true)),
+            Ok(listed) => Ok(listed),
             // The client may go on from there with what is there now.
             Err(mut status) if status.code == 410 => {
                 "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter, or use the continue token in this response to retrieve the remainder of the results. Continuing with the provided token results in an inconsistent list - objects that were created, modified, or deleted between the time the first chunk was returned and now may show up in the list."
@@ -490,23 +491,21 @@ async fn read_list(
         };
     }
     match reading.revision {
-        Revision::Newest => Ok((registry.list(resource.stored(), selection, *limit).await?, true)),
+        Revision::Newest => registry.list(resource.stored(), selection, *limit).await,
         Revision::Exactly(revision) => {
-            let listed =
-                storage.list(resource.stored(), selection, "", *limit, Some(revision)).await?;
-            Ok((listed, true))
+            storage.list(resource.stored(), selection, "", *limit, Some(revision)).await
         }
         Revision::Any | Revision::AtLeast(_) => {
             if let Revision::AtLeast(revision) = reading.revision {
                 storage.at_least(revision).await?;
             }
-            Ok((storage.cache().select(resource.stored(), selection, *limit), true))
+            Ok(storage.cache().select(resource.stored(), selection, *limit))
         }
     }
 }
 
-fn list_meta(reading: &Reading, listed: &Listed, pages: bool) -> ListMeta {
-    let more = listed.remaining > 0 && pages;
+fn list_meta(reading: &Reading, listed: &Listed) -> ListMeta {
+    let more = listed.remaining > 0;
     let last = listed.entries.last().filter(|_| more);
     ListMeta {
         revision: listed.revision,

@@ -77,7 +77,7 @@ impl Watching {
         let changed = storage.cache().follow_one(stored);
         match reading.revision {
             Revision::Newest if reading.initial != Some(false) => {
-                storage.fresh().await?;
+                storage.current().await?;
             }
             Revision::AtLeast(revision) if reading.initial == Some(true) => {
                 storage.at_least(revision).await?;
@@ -213,9 +213,8 @@ impl Watching {
     async fn read_history(&mut self, out: &mut BytesMut) -> Option<Status> {
         let (watch, upto) = self.history.as_mut()?;
         let upto = *upto;
-        if watch.request_progress().await.is_err() {
-            // What broke is told by the next batch.
-        }
+        // What breaks is told by the next batch.
+        watch.request_progress().await.ok();
         let batch = match watch.next().await {
             Ok(batch) => batch,
             Err(error) => return Some(expired(&error, self.told, upto)),

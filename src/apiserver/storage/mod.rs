@@ -243,6 +243,17 @@ impl Storage {
         Ok(self.reach(newest.0, FOLLOW).await)
     }
 
+    /// As [`Storage::fresh`], for those who can read nothing but the cache.
+    ///
+    /// # Errors
+    /// The store does not answer, or is not followed just now.
+    pub async fn current(&self) -> Result<(), Status> {
+        if self.fresh().await? {
+            return Ok(());
+        }
+        Err(Status::unavailable("the store is ahead of what this server has seen of it; try again"))
+    }
+
     /// Waits until the cache is at a revision that a client has seen.
     ///
     /// # Errors
@@ -340,10 +351,7 @@ impl Storage {
         ttl: Option<Duration>,
     ) -> Result<Entry, Refused> {
         let of = resource.stored();
-        let lease = match ttl {
-            Some(ttl) => Some(self.lease(ttl).await.map_err(failed)?),
-            None => None,
-        };
+        let lease = self.lease(ttl).await.map_err(failed)?;
         let key = keys::key(of, namespace, name);
         let value = codec::encode(of, object.clone(), self.0.media);
         match self.0.store.create(key.clone(), value, lease).await {
@@ -367,10 +375,7 @@ impl Storage {
         ttl: Option<Duration>,
     ) -> Result<Entry, Refused> {
         let of = resource.stored();
-        let lease = match ttl {
-            Some(ttl) => Some(self.lease(ttl).await.map_err(failed)?),
-            None => None,
-        };
+        let lease = self.lease(ttl).await.map_err(failed)?;
         let key = keys::key(of, namespace, name);
         let value = codec::encode(of, object.clone(), self.0.media);
         match self.0.store.update(key.clone(), value, Revision(expected), lease).await {
@@ -400,14 +405,18 @@ impl Storage {
     }
 
     /// A lease for one more key that ends after `ttl`, or up to a minute later.
-    async fn lease(&self, ttl: Duration) -> Result<orlop_store::LeaseId, orlop_store::Error> {
+    async fn lease(
+        &self,
+        ttl: Option<Duration>,
+    ) -> Result<Option<orlop_store::LeaseId>, orlop_store::Error> {
+        let Some(ttl) = ttl else { return Ok(None) };
         let mut leases = self.0.leases.lock().await;
         if let Some(lease) = leases.take(ttl, Instant::now()) {
-            return Ok(lease);
+            return Ok(Some(lease));
         }
         let lease = self.0.store.grant(Buckets::ttl(ttl)).await?;
         leases.open(ttl, lease, Instant::now());
-        Ok(lease)
+        Ok(Some(lease))
     }
 }
 

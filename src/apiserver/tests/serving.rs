@@ -80,6 +80,26 @@ async fn pages_are_of_one_moment() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_list_is_packed_in_every_form() {
+    let served = Served::start().await;
+    let client = served.client().await;
+    let long = "x".repeat(200 << 10);
+    client.post(MAPS, &config_map("long", &json!({"k": long}))).await.expect(201);
+    for accept in [
+        "application/json",
+        "application/yaml",
+        "application/vnd.kubernetes.protobuf",
+        "application/json;as=Table;v=v1;g=meta.k8s.io",
+    ] {
+        let headers = [("accept", accept), ("accept-encoding", "gzip")];
+        let packed = client.send("GET", MAPS, &headers, Vec::new()).await.expect(200);
+        let list = orlop_apiserver::encoding::unpacked(Some("gzip"), packed.bytes(), 3 << 20);
+        let list = list.unwrap_or_else(|status| panic!("{accept}: {}", status.message));
+        assert!(list.windows(4).any(|part| part == b"long"), "{accept}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_watch_tells_each_change_once_and_in_order() {
     let served = Served::start().await;
     let client = served.client().await;
