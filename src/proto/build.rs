@@ -1,6 +1,6 @@
 //! Generates the Rust types and services of `proto/` into `OUT_DIR`.
 
-const FILES: [&str; 16] = [
+const FILES: [&str; 29] = [
     "cluster",
     "common",
     "cri",
@@ -12,11 +12,24 @@ const FILES: [&str; 16] = [
     "inside",
     "lifecycle",
     "machine",
+    "metropolis/node/core/curator/proto/api/api",
+    "metropolis/node/core/curator/proto/private/lock",
+    "metropolis/node/core/curator/proto/private/storage",
+    "metropolis/proto/api/aaa",
+    "metropolis/proto/api/configuration",
+    "metropolis/proto/api/debug",
+    "metropolis/proto/api/management",
+    "metropolis/proto/common/common",
+    "metropolis/proto/ext/authorization",
+    "metropolis/proto/private/private",
     "network",
     "orlop",
+    "osbase/logtree/proto/logtree",
+    "osbase/net/proto/net",
     "security",
     "storage",
     "time",
+    "version/spec/spec",
 ];
 const ROOT: &str = "../../proto";
 

@@ -61,6 +61,75 @@ pub mod network {
     tonic::include_proto!("network");
 }
 
+/// The cluster API (`proto/metropolis/`): the modules mirror its packages.
+pub mod metropolis {
+    /// What operators and nodes both know.
+    pub mod proto {
+        /// `AAA`, `Management`, `NodeManagement`, node parameters.
+        pub mod api {
+            tonic::include_proto!("metropolis.proto.api");
+        }
+        /// Types that they share.
+        pub mod common {
+            tonic::include_proto!("metropolis.proto.common");
+        }
+        /// Permissions.
+        pub mod ext {
+            tonic::include_proto!("metropolis.proto.ext");
+        }
+        /// What a node keeps for itself.
+        pub mod private {
+            tonic::include_proto!("metropolis.proto.private");
+        }
+    }
+    /// What nodes ask.
+    pub mod node {
+        /// Its heart.
+        pub mod core {
+            /// Which the curator answers.
+            pub mod curator {
+                /// Messages.
+                pub mod proto {
+                    /// `Curator`, `CuratorLocal`.
+                    pub mod api {
+                        tonic::include_proto!("metropolis.node.core.curator.proto.api");
+                    }
+                    /// What it keeps in the store.
+                    pub mod private {
+                        tonic::include_proto!("metropolis.node.core.curator.proto.private");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What the cluster API takes from elsewhere (`proto/osbase/`).
+pub mod osbase {
+    /// Lines of logs.
+    pub mod logtree {
+        /// Messages.
+        pub mod proto {
+            tonic::include_proto!("osbase.logtree.proto");
+        }
+    }
+    /// Static networks.
+    pub mod net {
+        /// Messages.
+        pub mod proto {
+            tonic::include_proto!("osbase.net.proto");
+        }
+    }
+}
+
+/// Versions of software (`proto/version/`).
+pub mod version {
+    /// Messages.
+    pub mod spec {
+        tonic::include_proto!("version.spec");
+    }
+}
+
 /// What is ours alone.
 pub mod orlop {
     /// What daemons of a node tell each other (`proto/inside.proto`).
