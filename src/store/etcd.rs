@@ -1,7 +1,10 @@
 //! The store that is an etcd cluster, of generation 3.4 or later.
 //!
-//! Reads are answered by a quorum. A write is sent once: an answer that is lost makes it [`Error::Unknown`].
+//! Reads are answered by a quorum, of whichever member is reached: those of one that is gone or has no leader are asked
+//! again. A write that surely reached nobody is sent again, too; any other once: an answer that is lost makes it
+//! [`Error::Unknown`].
 
+use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +14,8 @@ use etcd_client::{
     GetResponse, Identity, KeyValue, PutOptions, ResponseHeader, TlsOptions, TxnOp, TxnOpResponse,
     WatchOptions, WatchStream,
 };
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout_at};
+use tonic::ConnectError;
 
 use crate::{
     Batch, Compare, Done, Entry, Error, Event, LeaseId, Op, Outcome, Page, Range, Result, Revision,
@@ -20,6 +24,10 @@ use crate::{
 
 /// How long an answer is waited for: two elections of a cluster with etcd's own times.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// What is asked again is asked after this, then after twice as long, and so on up to
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+/// this.
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
 /// With what a cluster is trusted and what we show it.
 #[derive(Clone)]
@@ -67,8 +75,12 @@ impl Etcd {
             }
             options = options.with_tls(trust);
         }
-        let mut client = reading(doing, Client::connect(members, Some(options))).await?;
-        let version = reading(doing, client.status()).await?.version().to_owned();
+        let client = reading(doing, || Client::connect(members, Some(options.clone()))).await?;
+        let status = reading(doing, || {
+            let mut client = client.maintenance_client();
+            async move { client.status().await }
+        });
+        let version = status.await?.version().to_owned();
         let tells_progress = tells_progress(&version);
         if !tells_progress {
             tracing::info!(%version, "this etcd tells the progress of watches too early: it is not asked for it");
@@ -76,21 +88,30 @@ impl Etcd {
         Ok(Self { client: Arc::new(client), tells_progress })
     }
 
+    /// Whether its watches can be asked how far they are.
+    #[must_use]
+    pub fn tells_progress(&self) -> bool {
+        self.tells_progress
+    }
+
     pub(crate) async fn revision(&self) -> Result<Revision> {
-        let options = GetOptions::new().with_count_only();
-        let mut client = self.client.kv_client();
         let doing = "read etcd's revision";
-        let answer = reading(doing, client.get(Range::OPEN, Some(options))).await?;
-        revision(doing, answer.header())
+        let answer = reading(doing, || {
+            let mut client = self.client.kv_client();
+            let options = GetOptions::new().with_count_only();
+            async move { client.get(Range::OPEN, Some(options)).await }
+        });
+        revision(doing, answer.await?.header())
     }
 
     pub(crate) async fn range(&self, range: Range) -> Result<Page> {
         let doing = "read from etcd";
-        let mut client = self.client.kv_client();
-        let asked = range.at;
-        let options = get_options(&range);
-        let answer = reading(doing, client.get(&range.start[..], Some(options))).await;
-        page(doing, answer.map_err(|error| with_revision(error, asked))?)
+        let answer = reading(doing, || {
+            let (mut client, options) = (self.client.kv_client(), get_options(&range));
+            let start = range.start.clone();
+            async move { client.get(start, Some(options)).await }
+        });
+        page(doing, answer.await.map_err(|error| with_revision(error, range.at))?)
     }
 
     pub(crate) async fn txn(&self, txn: Txn) -> Result<Outcome> {
@@ -108,12 +129,14 @@ impl Etcd {
             .when(compares)
             .and_then(txn.then.into_iter().map(op).collect::<Vec<_>>())
             .or_else(txn.or_else.into_iter().map(op).collect::<Vec<_>>());
-        let mut client = self.client.kv_client();
-        let answer =
-            writing(doing, client.txn(sent)).await.map_err(|error| match (error, lease) {
-                (Error::NoLease { .. }, Some(lease)) => Error::NoLease { lease },
-                (error, _) => with_revision(error, asked),
-            })?;
+        let answer = writing(doing, || {
+            let (mut client, sent) = (self.client.kv_client(), sent.clone());
+            async move { client.txn(sent).await }
+        });
+        let answer = answer.await.map_err(|error| match (error, lease) {
+            (Error::NoLease { .. }, Some(lease)) => Error::NoLease { lease },
+            (error, _) => with_revision(error, asked),
+        })?;
         let results = answer.op_responses().into_iter().map(|done| match done {
             TxnOpResponse::Put(_) => Ok(Done::Put),
             TxnOpResponse::Get(got) => Ok(Done::Got(page(doing, got)?)),
@@ -139,45 +162,59 @@ impl Etcd {
         if !range.end.is_empty() {
             options = options.with_range(&range.end[..]);
         }
-        let mut client = self.client.watch_client();
-        let stream = reading("watch etcd", client.watch(&range.start[..], Some(options))).await?;
-        Ok(Watch { stream, after, tells_progress: self.tells_progress })
+        let stream = reading("watch etcd", || {
+            let (mut client, options) = (self.client.watch_client(), options.clone());
+            let start = range.start.clone();
+            async move { client.watch(start, Some(options)).await }
+        });
+        Ok(Watch { stream: stream.await?, after, tells_progress: self.tells_progress })
     }
 
     pub(crate) async fn compact(&self, revision: Revision) -> Result<()> {
-        let mut client = self.client.kv_client();
-        let answer = writing("compact etcd", client.compact(number(revision.0), None)).await;
-        answer.map(drop).map_err(|error| with_revision(error, Some(revision)))
+        let answer = writing("compact etcd", || {
+            let mut client = self.client.kv_client();
+            async move { client.compact(number(revision.0), None).await }
+        });
+        answer.await.map(drop).map_err(|error| with_revision(error, Some(revision)))
     }
 
     pub(crate) async fn grant(&self, ttl: Duration) -> Result<LeaseId> {
-        let mut client = self.client.lease_client();
         let seconds = number(ttl.as_secs().max(1));
-        let answer = writing("grant a lease", client.grant(seconds, None)).await?;
-        Ok(LeaseId(count(answer.id())))
+        let answer = writing("grant a lease", || {
+            let mut client = self.client.lease_client();
+            async move { client.grant(seconds, None).await }
+        });
+        Ok(LeaseId(count(answer.await?.id())))
     }
 
     pub(crate) async fn keep_alive(&self, lease: LeaseId) -> Result<()> {
-        let doing = "keep a lease alive";
-        let mut client = self.client.lease_client();
         // It reads the first answer, which tells whether the lease is there.
-        let kept = reading(doing, client.keep_alive(number(lease.0))).await;
-        kept.map(drop).map_err(|error| match error {
+        let kept = reading("keep a lease alive", || {
+            let mut client = self.client.lease_client();
+            async move { client.keep_alive(number(lease.0)).await }
+        });
+        kept.await.map(drop).map_err(|error| match error {
             Error::Protocol { .. } => Error::NoLease { lease },
             error => error,
         })
     }
 
     pub(crate) async fn revoke(&self, lease: LeaseId) -> Result<()> {
-        let mut client = self.client.lease_client();
-        writing("revoke a lease", client.revoke(number(lease.0))).await.map(drop).map_err(|error| {
+        let revoked = writing("revoke a lease", || {
+            let mut client = self.client.lease_client();
+            async move { client.revoke(number(lease.0)).await }
+        });
+        revoked.await.map(drop).map_err(|error| {
             if matches!(error, Error::NoLease { .. }) { Error::NoLease { lease } } else { error }
         })
     }
 
     pub(crate) async fn size(&self) -> Result<u64> {
-        let mut client = self.client.maintenance_client();
-        Ok(count(reading("read etcd's size", client.status()).await?.db_size()))
+        let status = reading("read etcd's size", || {
+            let mut client = self.client.maintenance_client();
+            async move { client.status().await }
+        });
+        Ok(count(status.await?.db_size()))
     }
 }
 
@@ -201,7 +238,9 @@ impl Watch {
                 what: "the progress of a watch of this etcd, which tells it too early,",
             });
         }
-        reading("ask for a watch's progress", self.stream.request_progress()).await
+        // The stream is there or not; it is not asked twice.
+        let asked = self.stream.request_progress().await;
+        asked.map_err(|error| refused("ask for a watch's progress", error, Sort::Read))
     }
 
     pub(crate) async fn next(&mut self) -> Result<Batch> {
@@ -343,28 +382,41 @@ enum Sort {
     Write,
 }
 
-async fn reading<T>(
-    doing: &'static str,
-    answer: impl Future<Output = Result<T, etcd_client::Error>>,
-) -> Result<T> {
-    asking(doing, answer, Sort::Read).await
+async fn reading<T, A>(doing: &'static str, ask: impl FnMut() -> A) -> Result<T>
+where
+    A: Future<Output = Result<T, etcd_client::Error>>,
+{
+    asking(doing, Sort::Read, ask).await
 }
 
-async fn writing<T>(
-    doing: &'static str,
-    answer: impl Future<Output = Result<T, etcd_client::Error>>,
-) -> Result<T> {
-    asking(doing, answer, Sort::Write).await
+async fn writing<T, A>(doing: &'static str, ask: impl FnMut() -> A) -> Result<T>
+where
+    A: Future<Output = Result<T, etcd_client::Error>>,
+{
+    asking(doing, Sort::Write, ask).await
 }
 
-async fn asking<T>(
-    doing: &'static str,
-    answer: impl Future<Output = Result<T, etcd_client::Error>>,
-    sort: Sort,
-) -> Result<T> {
-    match timeout(PATIENCE, answer).await {
-        Ok(answer) => answer.map_err(|error| refused(doing, error, sort)),
-        Err(_elapsed) => Err(lost(doing, sort, format!("no answer within {PATIENCE:?}").into())),
+/// Asks until it is answered, as long as asking again can do no harm, which is told by [`Error::Unavailable`].
+async fn asking<T, A>(doing: &'static str, sort: Sort, mut ask: impl FnMut() -> A) -> Result<T>
+where
+    A: Future<Output = Result<T, etcd_client::Error>>,
+{
+    let deadline = Instant::now() + PATIENCE;
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let error = match timeout_at(deadline, ask()).await {
+            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Err(error)) => refused(doing, error, sort),
+            Err(_elapsed) => {
+                return Err(lost(doing, sort, format!("no answer within {PATIENCE:?}").into()));
+            }
+        };
+        if !matches!(error, Error::Unavailable { .. }) || Instant::now() + pause >= deadline {
+            return Err(error);
+        }
+        tracing::debug!(doing, ?error, "asking again");
+        sleep(pause).await;
+        pause = LONGEST_PAUSE.min(2 * pause);
     }
 }
 
@@ -395,10 +447,11 @@ fn refused(doing: &'static str, error: etcd_client::Error, sort: Sort) -> Error 
             said if said.contains("request is too large") => {
                 Error::TooLarge { bytes: 0, limit: 1_500 * 1024 }
             }
-            // Neither a quorum nor a leader: it was not even proposed.
-            said if said.contains("etcdserver: no leader") => {
+            // Neither a quorum nor a leader, or one that hands over: it was not even proposed.
+            said if said.contains("etcdserver: no leader") || said.contains("proposal dropped") => {
                 Error::Unavailable { doing, source: error.into() }
             }
+            _ if never_sent(status) => Error::Unavailable { doing, source: error.into() },
             _ => lost(doing, sort, error.into()),
         },
         etcd_client::Error::LeaseKeepAliveError(what) | etcd_client::Error::WatchError(what) => {
@@ -406,6 +459,12 @@ fn refused(doing: &'static str, error: etcd_client::Error, sort: Sort) -> Error 
         }
         _ => lost(doing, sort, error.into()),
     }
+}
+
+/// Was there no connection to send it over?
+fn never_sent(status: &tonic::Status) -> bool {
+    let mut causes = std::iter::successors(status.source(), |cause| (*cause).source());
+    causes.any(|cause| cause.is::<ConnectError>())
 }
 
 /// etcd does not say which revision it refuses.

@@ -1,12 +1,11 @@
-//! An etcd of one member, for a test.
+//! An etcd of one member, for a test; those of the API server use it, too.
 
 use std::io::{BufRead as _, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::thread;
 
-use orlop_store::{Limits, Location, Store};
 use tempfile::TempDir;
 
 /// Ends with it.
@@ -18,13 +17,8 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// None, told, where there is no etcd.
-    pub(crate) fn start() -> Option<Self> {
-        let Some(program) = program() else {
-            static TOLD: OnceLock<()> = OnceLock::new();
-            TOLD.get_or_init(|| println!("skipped: no etcd (ORLOP_ETCD, or in PATH)"));
-            return None;
-        };
+    /// Serves when it is there.
+    pub(crate) fn start(program: &Path) -> Self {
         let folder = tempfile::tempdir().unwrap();
         // Its log, which etcd always writes, tells the port it got.
         let mut child = Command::new(program)
@@ -73,12 +67,12 @@ impl Server {
         // It waits when nobody reads.
         thread::spawn(move || lines.for_each(drop));
         let port = port.unwrap_or_else(|| panic!("etcd did not start:\n{log}"));
-        Some(Self { child, port, _folder: folder })
+        Self { child, port, _folder: folder }
     }
 
-    pub(crate) async fn store(&self) -> Store {
-        let location = Location::Etcd(vec![format!("127.0.0.1:{}", self.port)]);
-        Store::open(&location, None, Limits::default()).await.unwrap()
+    /// As a store is named.
+    pub(crate) fn url(&self) -> String {
+        format!("etcd://127.0.0.1:{}", self.port)
     }
 }
 
@@ -89,10 +83,21 @@ impl Drop for Server {
     }
 }
 
-fn program() -> Option<PathBuf> {
-    if let Some(named) = std::env::var_os("ORLOP_ETCD").filter(|path| !path.is_empty()) {
-        return Some(named.into());
+/// Each generation that is there, oldest first: `ORLOP_ETCDS` names them with colons between them (`.ci/etcds` has
+/// them); else the one that `ORLOP_ETCD` names, or that is in `PATH`. That there is none is told.
+pub(crate) fn programs() -> Vec<PathBuf> {
+    let named = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    if let Some(all) = named("ORLOP_ETCDS") {
+        return std::env::split_paths(&all).collect();
     }
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).map(|folder| folder.join("etcd")).find(|path| path.is_file())
+    let in_path = || {
+        let path = named("PATH")?;
+        std::env::split_paths(&path).map(|folder| folder.join("etcd")).find(|path| path.is_file())
+    };
+    let one = named("ORLOP_ETCD").map(PathBuf::from).or_else(in_path);
+    if one.is_none() {
+        static TOLD: OnceLock<()> = OnceLock::new();
+        TOLD.get_or_init(|| println!("skipped: no etcd (ORLOP_ETCDS, ORLOP_ETCD, or in PATH)"));
+    }
+    one.into_iter().collect()
 }
