@@ -69,6 +69,7 @@ unit: ## unit tests
 integration: build ## tests on real parts: the real binary, containerd, etcd, network namespaces
 	@.ci/deps test
 	ORLOP_ETCD=$$(.ci/unpacked tests/etcd.lock)/usr/bin/etcd \
+	ORLOP_ETCDS=$$(.ci/etcds) \
 	ORLOP_CHRONYD=$$(.ci/unpacked tests/chrony.lock)/usr/sbin/chronyd \
 	ORLOP_NTPD=$$(.ci/unpacked tests/ntpsec.lock)/usr/sbin/ntpd \
 	ORLOP_KUBECTL=$$(.ci/kubectls) \

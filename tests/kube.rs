@@ -3,13 +3,19 @@
 //!
 //! A script has lines as a user types them behind `$ ` (continued behind `> `), and below each what is printed, standard
 //! error last, and `[exit N]` where that is not 0. A line behind `{1.20}` or `{1.32,1.36}` is of these generations only.
-//! What differs from run to run is replaced: see [`plain`]. Each script has a server of its own, for each generation.
+//! What differs from run to run is replaced: see [`plain`]. Each script has a server of its own, for each generation;
+//! and a server over an etcd of its own, for each generation of etcd, of which the oldest is driven by the oldest kubectl
+//! and so on. All read the same.
 //!
 //! `ORLOP_KUBECTL` names the programs, with colons between them (`make integration` gets them by `.ci/unpacked
 //! tests/kubectl-*.lock`); without it there is nothing to run. `BLESS=1` writes down what is printed instead of
-//! comparing it: read it well. `ONLY=k2` runs the scripts whose names begin so.
+//! comparing it: read it well. `ONLY=k2` runs the scripts whose names begin so. Which etcds there are is told by
+//! [`etcd_server::programs`].
 
 #![expect(clippy::unwrap_used, reason = "tests")]
+
+#[path = "../src/store/tests/etcd_server/mod.rs"]
+mod etcd_server;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -31,10 +37,13 @@ fn binary() -> PathBuf {
 struct Server {
     child: Child,
     folder: tempfile::TempDir,
+    /// Its store, where that is not in its folder.
+    _etcd: Option<etcd_server::Server>,
 }
 
 impl Server {
-    fn start(kubectl: &Kubectl, more: &[&str]) -> Self {
+    fn start(kubectl: &Kubectl, etcd: Option<&Path>) -> Self {
+        let etcd = etcd.map(etcd_server::Server::start);
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         fs::create_dir(at("bin")).unwrap();
@@ -43,7 +52,7 @@ impl Server {
         let mut child = Command::new(binary())
             .args(["apiserver", "--listen", "127.0.0.1:0", "--data-dir"])
             .arg(at("data"))
-            .args(more)
+            .args(etcd.iter().flat_map(|etcd| ["--store".to_owned(), etcd.url()]))
             .stdout(Stdio::piped())
             .stderr(log)
             .spawn()
@@ -51,7 +60,7 @@ impl Server {
         // It says so when it is ready, not before.
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let ready = lines.any(|line| line.is_ok_and(|line| line.contains("export KUBECONFIG=")));
-        let server = Self { child, folder };
+        let server = Self { child, folder, _etcd: etcd };
         assert!(ready, "the server ended: {}", server.log());
         server
     }
@@ -228,8 +237,8 @@ fn steps(script: &str) -> Vec<Step> {
 type Played = (Vec<Option<String>>, String);
 
 /// Runs a script.
-fn play(kubectl: &Kubectl, steps: &[Step]) -> Played {
-    let server = Server::start(kubectl, &[]);
+fn play(kubectl: &Kubectl, etcd: Option<&Path>, steps: &[Step]) -> Played {
+    let server = Server::start(kubectl, etcd);
     let run =
         |step: &Step| step.line.is_of(&kubectl.generation).then(|| server.run(&step.line.text));
     let told = steps.iter().map(run).collect();
@@ -254,21 +263,33 @@ fn three_generations_of_kubectl_read_as_the_golden_scripts() {
         .iter()
         .map(|name| (name, steps(&fs::read_to_string(folder.join(name)).unwrap())))
         .collect();
-    // Each generation by itself, beside the others.
+    // What is compared tells no back end from another, so it is written by one.
+    let bless = std::env::var_os("BLESS").is_some();
+    let etcds = if bless { Vec::new() } else { etcd_server::programs() };
+    let embedded = kubectls.iter().map(|kubectl| (kubectl, None));
+    let over_etcd = etcds.iter().zip(kubectls.iter().cycle());
+    for etcd in &etcds {
+        let output = Command::new(etcd).arg("--version").output().unwrap().stdout;
+        println!("{}", String::from_utf8_lossy(&output).lines().next().unwrap_or_default());
+    }
+    let runs: Vec<_> =
+        embedded.chain(over_etcd.map(|(etcd, kubectl)| (kubectl, Some(&**etcd)))).collect();
+    // Each by itself, beside the others.
     let played: Vec<Vec<Played>> = std::thread::scope(|scope| {
-        let play_all = |kubectl| scripts.iter().map(|(_, steps)| play(kubectl, steps)).collect();
-        let players: Vec<_> =
-            kubectls.iter().map(|one| scope.spawn(move || play_all(one))).collect();
+        let play_all =
+            |(kubectl, etcd)| scripts.iter().map(|(_, steps)| play(kubectl, etcd, steps)).collect();
+        let players: Vec<_> = runs.iter().map(|run| scope.spawn(move || play_all(*run))).collect();
         players.into_iter().map(|player| player.join().unwrap()).collect()
     });
     let mut wrong = String::new();
     for (at, (name, steps)) in scripts.iter().enumerate() {
-        let told: Vec<_> = kubectls.iter().zip(&played).map(|(one, all)| (one, &all[at])).collect();
-        if std::env::var_os("BLESS").is_some() {
-            fs::write(folder.join(name), blessed(steps, &told)).unwrap();
+        if bless {
+            let told = kubectls.iter().zip(&played).map(|(one, all)| (one, &all[at]));
+            fs::write(folder.join(name), blessed(steps, &told.collect::<Vec<_>>())).unwrap();
             continue;
         }
-        for (kubectl, (told, log)) in told {
+        for ((kubectl, etcd), all) in runs.iter().zip(&played) {
+            let (told, log) = &all[at];
             let before = wrong.len();
             for (step, told) in steps.iter().zip(told) {
                 let Some(told) = told else { continue };
@@ -277,9 +298,11 @@ fn three_generations_of_kubectl_read_as_the_golden_scripts() {
                 if expected != *told {
                     let Step { line: Line { text, .. }, .. } = step;
                     let generation = &kubectl.generation;
+                    let over = etcd.map(|etcd| format!(" over {}", etcd.display()));
+                    let over = over.unwrap_or_default();
                     let _ = writeln!(
                         wrong,
-                        "\n{name}, kubectl {generation}: $ {text}\n--- expected\n{expected}--- printed\n{told}"
+                        "\n{name}, kubectl {generation}{over}: $ {text}\n--- expected\n{expected}--- printed\n{told}"
                     );
                 }
             }
