@@ -145,6 +145,12 @@ impl Cmdline {
         self.node("config").next().filter(|source| *source != "none")
     }
 
+    /// `node.params`: where node parameters are (spec/cluster-api §5.1).
+    #[must_use]
+    pub fn node_parameters(&self) -> Option<&str> {
+        self.values("node.params").find(|source| !source.is_empty())
+    }
+
     /// `talos.hostname`.
     #[must_use]
     pub fn hostname(&self) -> Option<&str> {
@@ -311,6 +317,7 @@ mod tests {
         assert_eq!(line.hostname(), None);
         assert_eq!(parse("talos.config=none").config(), None);
         assert_eq!(parse("talos.hostname= other.hostname=x").hostname(), None);
+        assert_eq!(parse("node.params= node.params=/a").node_parameters(), Some("/a"));
         let line = "talos.network.interface.ignore=eth1 orlop.network.interface.ignore=eth2";
         assert_eq!(parse(line).ignored_interfaces().collect::<Vec<_>>(), ["eth1", "eth2"]);
     }

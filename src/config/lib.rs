@@ -5,6 +5,7 @@
 //! - [`generate`]: all of it for a new cluster.
 //! - [`kubeconfig`]: the one of a Kubernetes cluster's administrator.
 //! - [`machine`]: the machine configuration, `version: v1alpha1`.
+//! - [`parameters`]: node parameters, the other way in: how to found a cluster, or which one to join.
 //!
 //! Files are read from their text with all their problems at once, each with file, line, column and
 //! path ([`Problems`]).
@@ -17,6 +18,7 @@ mod document;
 pub mod generate;
 pub mod kubeconfig;
 pub mod machine;
+pub mod parameters;
 mod problem;
 mod value;
 

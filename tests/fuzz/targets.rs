@@ -41,6 +41,7 @@ pub static TARGETS: &[Target] = &[
     ("dns_message", dns_message, &[DNS_QUESTION, DNS_ANSWER]),
     ("volume_label", volume_label, &[&ISO]),
     ("meta", meta, &[META]),
+    ("node_parameters", node_parameters, &[PARAMETERS]),
     ("socket_table", socket_table, &[SOCKET]),
     ("pod_log", pod_log, &[POD_LOG]),
     ("uevent", uevent, &[UEVENT]),
@@ -513,6 +514,14 @@ pub fn meta(bytes: &[u8]) {
     }
 }
 
+/// And what is sound is the same when it was written again.
+pub fn node_parameters(bytes: &[u8]) {
+    use orlop_config::parameters::NodeParameters;
+    if let Ok(read) = NodeParameters::decode(bytes) {
+        assert_eq!(NodeParameters::decode(&read.encode()), Ok(read));
+    }
+}
+
 pub fn socket_table(bytes: &[u8]) {
     let line = String::from_utf8_lossy(bytes);
     for protocol in ["tcp", "tcp6"] {
@@ -665,6 +674,12 @@ const LINKS: &[u8] =
     hardwareAddr: '02:00:00:00:00:09'}], routes: [{network: 10.1.0.0/16, type: blackhole}]}\n\
     rules: [{priority: 5, src: 10.0.0.0/8, fwMark: 1, fwMask: 3, table: 7}]\n";
 const META: &[u8] = b"\0\0\0\x07\0\0\0\x05image\0\0\0\x06\0\0\0\x01A\0\0\0\0\0\0\0\0";
+
+/// Of the first node of a cluster, with a static network.
+const PARAMETERS: &[u8] = b"\x0aB\x0a oooooooooooooooooooooooooooooooo\x1a\x11\x08\x02\x10\x01\x22\x0bexample.org\x22\
+    \x0b\x0a\x09\x0a\x04zone\x12\x01a\x22O\x0a/\x0a\x04eth0b\x0b10.1.0.5/24h\xdc\x0br\x17\x0a\
+    \x090.0.0.0/0\x12\x0810.1.0.1 \x05\x0a\x0f\x0a\x01v*\x08\x0a\x04eth0\x10\x0cR\x00\x1a\x0b\
+    \x0a\x0910.0.0.53";
 
 /// The head of a bbolt database, and no more.
 const SNAPSHOT: &[u8] = &{
