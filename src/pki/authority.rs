@@ -217,21 +217,23 @@ fn leaf_params(leaf: &Leaf, now: SystemTime) -> Result<CertificateParams, Error>
 /// A new key. An Ed25519 one is written as PKCS#8 version 1 (RFC 8410 §7), without the public key:
 /// OpenSSL before 3.2 refuses version 2, which ring would write.
 pub(crate) fn generate_key(kind: KeyKind) -> Result<KeyPair, Error> {
-    const ED25519_HEAD: [u8; 16] = [
-        0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04,
-        0x20,
-    ];
     match kind {
-        KeyKind::P256 => KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256),
+        KeyKind::P256 => KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(Error::Key),
         KeyKind::Ed25519 => {
-            let mut der = Zeroizing::new([0; 48]);
-            der[..16].copy_from_slice(&ED25519_HEAD);
-            SystemRandom::new().fill(&mut der[16..]).map_err(|_| Error::Random)?;
-            let der = PrivatePkcs8KeyDer::from(&der[..]);
-            KeyPair::from_pkcs8_der_and_sign_algo(&der, &rcgen::PKCS_ED25519)
+            let mut seed = Zeroizing::new([0; 32]);
+            SystemRandom::new().fill(&mut seed[..]).map_err(|_| Error::Random)?;
+            ed25519_key(&seed)
         }
     }
-    .map_err(Error::Key)
+}
+
+/// The Ed25519 key of a seed.
+pub(crate) fn ed25519_key(seed: &Zeroizing<[u8; 32]>) -> Result<KeyPair, Error> {
+    let mut der = Zeroizing::new([0; 48]);
+    der[..16].copy_from_slice(&encoding::ED25519_HEAD);
+    der[16..].copy_from_slice(&seed[..]);
+    let der = PrivatePkcs8KeyDer::from(&der[..]);
+    KeyPair::from_pkcs8_der_and_sign_algo(&der, &rcgen::PKCS_ED25519).map_err(Error::Key)
 }
 
 /// The bytes of `outer` before and after `inner`, which must be a part of it.

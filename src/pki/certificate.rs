@@ -152,7 +152,7 @@ fn first<T>(pem: &str, read: impl FnOnce(&X509Certificate<'_>) -> T) -> Result<T
 }
 
 /// Seconds since 1970, negative before.
-fn system_time(seconds: i64) -> SystemTime {
+pub(crate) fn system_time(seconds: i64) -> SystemTime {
     let distance = Duration::from_secs(seconds.unsigned_abs());
     if seconds < 0 { SystemTime::UNIX_EPOCH - distance } else { SystemTime::UNIX_EPOCH + distance }
 }

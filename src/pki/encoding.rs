@@ -10,9 +10,9 @@ use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use crate::{Error, Secret};
 
 /// The PEM type of an Ed25519 key.
-const ED25519_LABEL: &str = "ED25519 PRIVATE KEY";
+pub(crate) const ED25519_LABEL: &str = "ED25519 PRIVATE KEY";
 /// The PEM type of any other PKCS#8 key (RFC 7468 §10).
-const PKCS8_LABEL: &str = "PRIVATE KEY";
+pub(crate) const PKCS8_LABEL: &str = "PRIVATE KEY";
 /// The PEM type of a SEC 1 key (RFC 5915 §4).
 const SEC1_LABEL: &str = "EC PRIVATE KEY";
 /// The PEM type of a PKCS#1 key (RFC 8017 appendix A.1.2).
@@ -62,13 +62,18 @@ pub(crate) fn key_to_pem(key: &rcgen::KeyPair) -> Secret {
     Secret::new(encode(&Pem::new(label, key.serialized_der())))
 }
 
-fn encode(block: &Pem) -> String {
+pub(crate) fn encode(block: &Pem) -> String {
     pem::encode_config(block, EncodeConfig::new().set_line_ending(LineEnding::LF))
 }
 
 pub(crate) fn blocks(what: &'static str, text: &str) -> Result<Vec<Pem>, Error> {
     pem::parse_many(text).map_err(|source| Error::Pem { what, source })
 }
+
+/// What comes before the seed in the PKCS#8 of an Ed25519 key, version 1 (RFC 8410 §7).
+pub(crate) const ED25519_HEAD: [u8; 16] = [
+    0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20,
+];
 
 /// `id-ecPublicKey` with `prime256v1` (RFC 5480).
 pub(crate) const P256: [u8; 21] = [

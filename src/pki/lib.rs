@@ -7,6 +7,7 @@
 //! - [`signature`] has the keys that sign and check tokens.
 //! - [`tls`] turns PEM into rustls configurations with mutual authentication, [`stranger`] into those of
 //!   a node that nobody knows yet, [`clockless`] into those of one that does not know the time.
+//! - [`cluster`] has what the cluster API needs: raw Ed25519 keys, its authority, nodes told by their keys.
 //!
 //! The cryptography is ring's throughout, named explicitly; nothing is installed process-wide.
 //! The time is passed in where certificates are made; rustls reads the system clock when it
@@ -17,6 +18,7 @@
 mod authority;
 pub mod certificate;
 pub mod clockless;
+pub mod cluster;
 pub mod encoding;
 pub mod request;
 mod secret;
