@@ -3,8 +3,15 @@
 //!
 //! - [`names`]: how nodes are named, and where things lie in the store.
 //! - [`state`]: what lies there, read and written only by who leads.
+//! - [`health`], [`labels`], [`roles`], [`configuration`], [`directory`]: what may become of a node and of the cluster,
+//!   and what is told of them; pure.
 
 #![forbid(unsafe_code)]
 
+pub mod configuration;
+pub mod directory;
+pub mod health;
+pub mod labels;
 pub mod names;
+pub mod roles;
 pub mod state;
