@@ -6,6 +6,7 @@
 //! - [`debts`]: how much one source may take of us.
 //! - [`places`]: how many connections may be open, and which goes when there are more.
 //! - [`lane`]: the way a proxy hands calls on by.
+//! - [`leader`]: finds the curator that leads a cluster, and follows.
 //! - [`proxy`]: hands a call on to another server as it is, without looking into its messages.
 //! - [`renewed`]: keys and certificates in files that change while a daemon runs.
 //! - [`watch`]: tells a flood of a client's by the heads of its frames.
@@ -23,6 +24,7 @@ pub mod access;
 pub mod debts;
 pub mod health;
 pub mod lane;
+pub mod leader;
 pub mod places;
 pub mod proxy;
 mod rate;

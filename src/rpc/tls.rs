@@ -37,7 +37,7 @@ use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_rustls::{LazyConfigAcceptor, TlsConnector};
-use tonic::transport::Channel;
+use tonic::transport::{Channel, Endpoint};
 use tonic::transport::server::Connected;
 use tracing::{debug, info};
 
@@ -77,6 +77,11 @@ const REFUSALS_EVERY: Duration = Duration::from_secs(5);
 /// For so long after a failure, others who want the same connection get the same answer: a crowd
 /// that waits for a dead node does not wait for it one after the other.
 const FAIL_FAST: Duration = Duration::from_secs(1);
+
+/// A server that lets itself be pinged is after this long,
+const PING_AFTER: Duration = Duration::from_secs(10);
+/// and has this long to answer.
+const PING_LIMIT: Duration = Duration::from_secs(5);
 
 /// A quiet connection is probed after this long,
 const PROBE_AFTER: Duration = Duration::from_secs(15);
@@ -506,6 +511,26 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Connection<Io> {
 /// The server must prove `host` as its name. Must be called within a tokio runtime. While the server
 /// cannot be reached, calls fail with `Unavailable` and the reason.
 pub fn channel(host: &str, port: u16, config: Arc<ClientConfig>) -> Channel {
+    dialled(host, port, config, |endpoint| endpoint)
+}
+
+/// As [`channel`], to a server that lets itself be pinged, as curators do: that it has gone without a word
+/// is noticed after some [`PING_AFTER`] and [`PING_LIMIT`], whether calls are under way or not.
+pub fn pinging_channel(host: &str, port: u16, config: Arc<ClientConfig>) -> Channel {
+    dialled(host, port, config, |endpoint| {
+        endpoint
+            .http2_keep_alive_interval(PING_AFTER)
+            .keep_alive_timeout(PING_LIMIT)
+            .keep_alive_while_idle(true)
+    })
+}
+
+fn dialled(
+    host: &str,
+    port: u16,
+    config: Arc<ClientConfig>,
+    settled: impl FnOnce(Endpoint) -> Endpoint,
+) -> Channel {
     let dialler = Arc::new(Dialler::new(host, port, config));
     let origin = Uri::builder().scheme("https").authority(dialler.origin()).path_and_query("/");
     let origin = origin.build().unwrap_or_else(|_| Uri::from_static("https://invalid"));
@@ -513,7 +538,7 @@ pub fn channel(host: &str, port: u16, config: Arc<ClientConfig>) -> Channel {
         let dialler = Arc::clone(&dialler);
         async move { dialler.dial().await.map(TokioIo::new) }
     });
-    crate::endpoint(origin).connect_with_connector_lazy(connector)
+    settled(crate::endpoint(origin)).connect_with_connector_lazy(connector)
 }
 
 /// As [`channel`], for a proxy.
