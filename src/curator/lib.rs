@@ -1,6 +1,7 @@
 //! curator: the cluster API. It admits nodes that hold the ticket and that a person approves, tells them their roles,
 //! watches their health, and retires them (spec/cluster-api).
 //!
+//! - [`leader`]: which of several curators leads.
 //! - [`names`]: how nodes are named, and where things lie in the store.
 //! - [`state`]: what lies there, read and written only by who leads.
 //! - [`health`], [`labels`], [`roles`], [`configuration`], [`directory`]: what may become of a node and of the cluster,
@@ -12,6 +13,7 @@ pub mod configuration;
 pub mod directory;
 pub mod health;
 pub mod labels;
+pub mod leader;
 pub mod names;
 pub mod roles;
 pub mod state;

@@ -12,7 +12,7 @@ use prost::Message;
 use crate::names::{self, CURATOR, NodeId};
 
 /// What the leader holds as long as it leads.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Lock {
     /// Its key in the store.
     pub key: Bytes,
