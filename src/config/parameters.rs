@@ -9,6 +9,7 @@ mod network;
 
 use std::net::IpAddr;
 
+use orlop_pki::cluster::KEY_LENGTH;
 use orlop_proto::metropolis::proto::api::NodeParameters as Message;
 use orlop_proto::metropolis::proto::api::node_parameters::{
     Cluster, ClusterBootstrap, ClusterRegister,
@@ -21,14 +22,9 @@ use orlop_proto::metropolis::proto::common::{
 };
 use orlop_proto::osbase::net::proto::Net;
 use prost::Message as _;
-use x509_parser::certificate::X509Certificate;
-use x509_parser::oid_registry::OID_SIG_ED25519;
-use x509_parser::prelude::FromDer as _;
 
 use crate::machine::Network;
 
-/// Of an Ed25519 public key, in bytes.
-const KEY_LENGTH: usize = 32;
 /// Parameters are never larger: a directory has 15 nodes, a node 128 labels of some 400 bytes.
 pub const SIZE_LIMIT: usize = 1 << 20;
 /// The longest domain of a cluster (§5.2).
@@ -199,8 +195,8 @@ fn joining(register: ClusterRegister) -> Result<Joining, Wrong> {
     let at = |field: &str| format!("cluster_register.{field}");
     let ClusterRegister { cluster_directory, register_ticket: ticket, ca_certificate: ca, labels } =
         register;
-    if let Err(why) = check_authority(&ca) {
-        return wrong(at("ca_certificate"), why);
+    if let Err(error) = orlop_pki::cluster::authority_key(&ca) {
+        return wrong(at("ca_certificate"), error.to_string());
     }
     if ticket.is_empty() {
         return wrong(at("register_ticket"), "it is empty");
@@ -242,31 +238,6 @@ pub fn directory_message(known: &[Known]) -> ClusterDirectory {
         addresses: node.addresses.iter().map(address).collect(),
     };
     ClusterDirectory { nodes: known.iter().map(node).collect() }
-}
-
-/// What is wrong with a certificate (DER) that is to be a cluster's authority: Ed25519, and may sign certificates.
-///
-/// # Errors
-/// What is wrong, in words.
-pub fn check_authority(der: &[u8]) -> Result<(), String> {
-    let certificate = match X509Certificate::from_der(der) {
-        Ok(([], certificate)) => certificate,
-        Ok(_) => return Err("bytes follow the certificate".to_owned()),
-        Err(error) => return Err(format!("it is no certificate in DER ({error})")),
-    };
-    let key = certificate.public_key();
-    if key.algorithm.algorithm != OID_SIG_ED25519 || key.subject_public_key.data.len() != KEY_LENGTH
-    {
-        return Err("its key is not one of Ed25519".to_owned());
-    }
-    if !certificate.is_ca() {
-        return Err("it is not the certificate of an authority".to_owned());
-    }
-    match certificate.key_usage() {
-        Ok(None) => Ok(()),
-        Ok(Some(usage)) if usage.value.key_cert_sign() => Ok(()),
-        _ => Err("it is not for signing certificates".to_owned()),
-    }
 }
 
 /// Of a cluster whose founder gave none (§5.2).

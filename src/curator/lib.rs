@@ -3,6 +3,7 @@
 //!
 //! - [`leader`]: which of several curators leads.
 //! - [`names`]: how nodes are named, and where things lie in the store.
+//! - [`node`]: the other side, on each node.
 //! - [`state`]: what lies there, read and written only by who leads.
 //! - [`health`], [`labels`], [`roles`], [`configuration`], [`directory`]: what may become of a node and of the cluster,
 //!   and what is told of them; pure.
@@ -15,5 +16,6 @@ pub mod health;
 pub mod labels;
 pub mod leader;
 pub mod names;
+pub mod node;
 pub mod roles;
 pub mod state;
