@@ -94,6 +94,10 @@ impl Etcd {
         self.tells_progress
     }
 
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
     pub(crate) async fn revision(&self) -> Result<Revision> {
         let doing = "read etcd's revision";
         let answer = reading(doing, || {
@@ -382,14 +386,14 @@ enum Sort {
     Write,
 }
 
-async fn reading<T, A>(doing: &'static str, ask: impl FnMut() -> A) -> Result<T>
+pub(crate) async fn reading<T, A>(doing: &'static str, ask: impl FnMut() -> A) -> Result<T>
 where
     A: Future<Output = Result<T, etcd_client::Error>>,
 {
     asking(doing, Sort::Read, ask).await
 }
 
-async fn writing<T, A>(doing: &'static str, ask: impl FnMut() -> A) -> Result<T>
+pub(crate) async fn writing<T, A>(doing: &'static str, ask: impl FnMut() -> A) -> Result<T>
 where
     A: Future<Output = Result<T, etcd_client::Error>>,
 {

@@ -24,6 +24,7 @@ mod embedded;
 mod error;
 mod etcd;
 mod lease;
+mod members;
 pub mod snapshot;
 mod url;
 
@@ -34,6 +35,7 @@ pub use embedded::{Durability, Embedded, Limits};
 pub use error::{Error, Result};
 pub use etcd::{Etcd, EtcdTls};
 pub use lease::Buckets;
+pub use members::Member;
 pub use url::Location;
 
 /// Either back end; cheap to clone.

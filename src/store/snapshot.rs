@@ -36,6 +36,18 @@ pub struct Snapshot {
 /// The store does not answer, or forgets the revision meanwhile; `out` cannot be written: it is not a whole snapshot
 /// then, and [`parse`] says so.
 pub async fn write(store: &Store, out: &mut (impl AsyncWrite + Unpin)) -> Result<Revision> {
+    write_those(store, |_| true, out).await
+}
+
+/// As [`write`], of some entries only.
+///
+/// # Errors
+/// As [`write`].
+pub async fn write_those(
+    store: &Store,
+    keep: impl Fn(&Entry) -> bool,
+    out: &mut (impl AsyncWrite + Unpin),
+) -> Result<Revision> {
     let revision = store.revision().await?;
     let mut sum = digest::Context::new(&digest::SHA256);
     let mut bytes = [MAGIC, &revision.0.to_le_bytes()].concat();
@@ -46,7 +58,7 @@ pub async fn write(store: &Store, out: &mut (impl AsyncWrite + Unpin)) -> Result
         } else {
             store.range(range.clone()).await?.entries
         };
-        for entry in &page {
+        for entry in page.iter().filter(|entry| keep(entry)) {
             encode(entry, &mut bytes);
         }
         let Some(last) = page.last() else { break };

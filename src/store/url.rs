@@ -1,5 +1,6 @@
 //! Where a store is, as an operator writes it.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -12,6 +13,16 @@ pub enum Location {
     Embedded(PathBuf),
     /// Members of an etcd cluster, `HOST:PORT` each.
     Etcd(Vec<String>),
+}
+
+/// As it is written.
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Embedded(path) => write!(f, "embedded://{}", path.display()),
+            Self::Etcd(members) => write!(f, "etcd://{}", members.join(",")),
+        }
+    }
 }
 
 impl FromStr for Location {
@@ -57,6 +68,13 @@ mod tests {
             "etcd://10.0.0.1:2379,[fd00::1]:2379".parse::<Location>().ok(),
             Some(Location::Etcd(vec!["10.0.0.1:2379".to_owned(), "[fd00::1]:2379".to_owned()]))
         );
+    }
+
+    #[test]
+    fn both_kinds_are_written_as_they_are_read() {
+        for text in ["embedded:///var/lib/orlop/store", "etcd://10.0.0.1:2379,[fd00::1]:2379"] {
+            assert_eq!(text.parse::<Location>().expect("a place").to_string(), text);
+        }
     }
 
     #[test]
