@@ -1,6 +1,7 @@
 //! curator: the cluster API. It admits nodes that hold the ticket and that a person approves, tells them their roles,
 //! watches their health, and retires them (spec/cluster-api).
 //!
+//! - [`backup`], [`moving`]: how the cluster's state goes into a file, and from one store into another.
 //! - [`leader`]: which of several curators leads.
 //! - [`names`]: how nodes are named, and where things lie in the store.
 //! - [`node`]: the other side, on each node.
@@ -10,11 +11,13 @@
 
 #![forbid(unsafe_code)]
 
+pub mod backup;
 pub mod configuration;
 pub mod directory;
 pub mod health;
 pub mod labels;
 pub mod leader;
+pub mod moving;
 pub mod names;
 pub mod node;
 pub mod roles;

@@ -2,13 +2,15 @@
 //!
 //! Every transaction compares the leader's own lock with what it was when it was elected (spec §6.3): who has lost
 //! the office reads and writes nothing any more, and is told [`Failure::NotLeading`]. A curator with a store of its own
-//! leads always and has no lock.
+//! leads always and has no lock; once its state is on its way to an etcd ([`crate::moving`]), it changes nothing any
+//! more.
 
 use bytes::Bytes;
 use orlop_proto::metropolis::node::core::curator::proto::private::Node;
 use orlop_store::{Compare, Done, Entry, Op, Outcome, Range, Revision, Store, Txn};
 use prost::Message;
 
+use crate::moving::MOVING;
 use crate::names::{self, CURATOR, NodeId};
 
 /// What the leader holds as long as it leads.
@@ -26,6 +28,11 @@ pub enum Failure {
     /// Somebody else leads now, or nobody.
     #[error("this curator does not lead any more; ask again, the new leader will answer")]
     NotLeading,
+    /// From a curator's own store to an etcd.
+    #[error(
+        "the cluster's state is on its way to an etcd, and cannot be changed; ask again in a moment"
+    )]
+    Moving,
     /// The store.
     #[error("the cluster's store: {0}")]
     Store(#[from] orlop_store::Error),
@@ -177,6 +184,9 @@ impl State {
         }
         // Was it the lock?
         self.check().await?;
+        if self.lock.is_none() && self.bytes(MOVING).await?.is_some() {
+            return Err(Failure::Moving);
+        }
         Ok(None)
     }
 
@@ -197,8 +207,12 @@ impl State {
         &self,
         Changes { mut when, then }: Changes,
     ) -> Result<Option<Outcome>, Failure> {
-        if let Some(lock) = &self.lock {
-            when.push(Compare::Created(lock.key.clone(), lock.created));
+        match &self.lock {
+            Some(lock) => when.push(Compare::Created(lock.key.clone(), lock.created)),
+            None if then.iter().any(|op| !matches!(op, Op::Get(_))) => {
+                when.push(Compare::Created(CURATOR.key(MOVING).into(), Revision::NONE));
+            }
+            None => {}
         }
         let outcome = self.store.txn(Txn::when(when).then(then)).await?;
         Ok(outcome.succeeded.then_some(outcome))
@@ -269,6 +283,19 @@ mod tests {
         assert_eq!(ids, [a.as_str(), b.as_str()]);
         assert!(matches!(state.node(&node(4).0).await, Err(Failure::Damaged { .. })));
         assert_eq!(state.node(&node(5).0).await.expect("a read"), None);
+    }
+
+    #[tokio::test]
+    async fn what_moves_is_read_and_not_changed() {
+        let (_folder, store) = store().await;
+        let state = State::new(store.clone(), None);
+        let (id, value) = node(1);
+        let put = Changes::new().put_message(&names::node(&id), &value);
+        assert!(state.change(put.clone()).await.expect("a write").is_some());
+        let to = "etcd://127.0.0.1:1".parse().expect("a place");
+        crate::moving::begin(&store, &to).await.expect("a move");
+        assert!(matches!(state.change(put).await, Err(Failure::Moving)));
+        assert_eq!(state.nodes().await.expect("nodes").0.len(), 1);
     }
 
     #[tokio::test]
