@@ -24,6 +24,7 @@ pub(crate) const ROLES: &[Role] = &[
     Role::new("apid", "mutual-TLS front door on port 50000", orlop_apid::main),
     Role::new("trustd", "certificates for nodes that hold the token", orlop_trustd::main),
     Role::new("apiserver", "the Kubernetes API on port 6443", orlop_apiserver::main),
+    Role::new("nsp", "targets and configuration of the ambassador", orlop_nsp::main),
     Role::new("orlopctl", "the operator's command line", orlop_ctl::main),
 ];
 

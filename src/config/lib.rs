@@ -2,6 +2,7 @@
 //!
 //! - [`client`]: the operator's `talosconfig`.
 //! - [`cmdline`]: kernel arguments, `talos.*` and `orlop.*`, `ip=`.
+//! - [`environment`]: variables of the ambassador's parts.
 //! - [`generate`]: all of it for a new cluster.
 //! - [`kubeconfig`]: the one of a Kubernetes cluster's administrator.
 //! - [`machine`]: the machine configuration, `version: v1alpha1`.
@@ -15,6 +16,7 @@
 pub mod client;
 pub mod cmdline;
 mod document;
+pub mod environment;
 pub mod generate;
 pub mod kubeconfig;
 pub mod machine;

@@ -1,6 +1,7 @@
 //! Generates the Rust types and services of `proto/` into `OUT_DIR`.
 
-const FILES: [&str; 29] = [
+const FILES: [&str; 36] = [
+    "ambassador/v1/tap",
     "cluster",
     "common",
     "cri",
@@ -23,6 +24,12 @@ const FILES: [&str; 29] = [
     "metropolis/proto/ext/authorization",
     "metropolis/proto/private/private",
     "network",
+    "nsm/connection",
+    "nsm/connectioncontext",
+    "nsm/networkservice",
+    "nsp/v1/configurationmanager",
+    "nsp/v1/model",
+    "nsp/v1/targetregistry",
     "orlop",
     "osbase/logtree/proto/logtree",
     "osbase/net/proto/net",
@@ -39,6 +46,8 @@ fn main() -> std::io::Result<()> {
     let mut config = tonic_prost_build::Config::new();
     // Comments would double the descriptors.
     config.skip_source_info();
+    // What is compared, and sent to many, has one order.
+    config.btree_map([".nsp.v1", ".connection", ".connectioncontext"]);
     let files = FILES.map(|name| format!("{ROOT}/{name}.proto"));
     tonic_prost_build::configure()
         .build_transport(false)

@@ -5,8 +5,10 @@
 
 use std::marker::PhantomData;
 
+use bytes::{BufMut as _, Bytes};
 use prost::Message;
-use tonic::codec::{BufferSettings, Codec};
+use tonic::Status;
+use tonic::codec::{BufferSettings, Codec, EncodeBuf, Encoder};
 use tonic_prost::{ProstCodec, ProstDecoder, ProstEncoder};
 
 /// Bytes a call's buffers begin with.
@@ -40,5 +42,48 @@ where
 
     fn decoder(&mut self) -> Self::Decoder {
         ProstCodec::<T, U>::raw_decoder(BufferSettings::new(BUFFER, HAND_ON))
+    }
+}
+
+/// For answers that were encoded once for many callers: what is sent are a message's own bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Encoded<U>(PhantomData<U>);
+
+impl<U> Default for Encoded<U> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<U: Message + Default + Send + 'static> Codec for Encoded<U> {
+    type Encode = Bytes;
+    type Decode = U;
+    type Encoder = Verbatim;
+    type Decoder = ProstDecoder<U>;
+
+    fn encoder(&mut self) -> Verbatim {
+        Verbatim
+    }
+
+    fn decoder(&mut self) -> Self::Decoder {
+        SmallCodec::<(), U>::default().decoder()
+    }
+}
+
+/// Sends bytes as they are.
+#[derive(Clone, Copy, Debug)]
+pub struct Verbatim;
+
+impl Encoder for Verbatim {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn encode(&mut self, item: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        buffer.put(item);
+        Ok(())
+    }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        BufferSettings::new(BUFFER, HAND_ON)
     }
 }

@@ -10,9 +10,19 @@
 
 mod codec;
 
+pub use codec::{Encoded, Verbatim};
+
 /// All messages and services of this crate, and what they are made of: an encoded
 /// `google.protobuf.FileDescriptorSet`.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+/// What applications ask of the ambassador (`proto/ambassador/`).
+pub mod ambassador {
+    /// The version there is.
+    pub mod v1 {
+        tonic::include_proto!("ambassador.v1");
+    }
+}
 
 /// The health of the cluster (`proto/cluster.proto`).
 pub mod cluster {
@@ -27,6 +37,16 @@ pub mod common {
 /// The container runtime interface, as far as we ask (`proto/cri.proto`).
 pub mod cri {
     tonic::include_proto!("runtime.v1");
+}
+
+/// Connections of the network service mesh (`proto/nsm/`).
+pub mod connection {
+    tonic::include_proto!("connection");
+}
+
+/// What such a connection gives.
+pub mod connectioncontext {
+    tonic::include_proto!("connectioncontext");
 }
 
 /// etcd's own API (`proto/etcd.proto`).
@@ -127,6 +147,19 @@ pub mod version {
     /// Messages.
     pub mod spec {
         tonic::include_proto!("version.spec");
+    }
+}
+
+/// How such a connection is asked for (`proto/nsm/networkservice.proto`).
+pub mod networkservice {
+    tonic::include_proto!("networkservice");
+}
+
+/// Targets and configuration of the ambassador (`proto/nsp/`).
+pub mod nsp {
+    /// The version there is.
+    pub mod v1 {
+        tonic::include_proto!("nsp.v1");
     }
 }
 

@@ -11,6 +11,7 @@
 //! - [`renewed`]: keys and certificates in files that change while a daemon runs.
 //! - [`watch`]: tells a flood of a client's by the heads of its frames.
 //! - [`access`]: one line of log for each call.
+//! - [`board`]: how a daemon in a pod is, for Kubernetes' probes.
 //! - [`health`]: what daemons that machined asks how they are serve.
 //!
 //! What gRPC itself needs (codecs, generated services) is tonic's. This crate settles what all our
@@ -21,6 +22,7 @@
 
 mod accept;
 pub mod access;
+pub mod board;
 pub mod debts;
 pub mod health;
 pub mod lane;

@@ -60,6 +60,7 @@ pub static TARGETS: &[Target] = &[
     ),
     ("kube_protobuf", kube_protobuf, &[KUBE_POD]),
     ("audit_policy", audit_policy, &[AUDIT_POLICY]),
+    ("trench_configuration", trench_configuration, &[TRENCH, TRENCH_MAP]),
     ("kube_selectors", kube_selectors, &[b"app in (a,b),!x,n>3", b"metadata.name=a\\,b"]),
     ("kube_quantity", kube_quantity, &[b"1.5Gi", b"-100m", b"12e-6"]),
     ("kube_strategies", kube_strategies, &[STRATEGY_POD, STRATEGY_DEPLOYMENT, STRATEGY_SERVICE]),
@@ -155,6 +156,33 @@ pub fn audit_policy(bytes: &[u8]) {
     let user = User { name: "a".into(), ..User::default() };
     for path in ["/apis", "/api/v1/namespaces/b/pods/x/log", "/api/v1/nodes"] {
         let _ = policy.verdict(&Action::of(&user, &info("GET", path, &[]), path));
+    }
+}
+
+const TRENCH: &[u8] = b"trench: {name: t}
+vips: {items: [{name: v, address: 20.0.0.1/32}]}
+conduits: {items: [{name: c, destination-port-nats: [{port: 80, target-port: 8080, vips: [v], protocol: tcp}]}]}
+streams: {items: [{name: s, conduit: c, max-targets: 2}]}
+flows: {items: [{name: f, stream: s, vips: [v], destination-port-ranges: [any], byte-matches: ['tcp[4:2]&0xff=0x10']}]}
+";
+const TRENCH_MAP: &[u8] =
+    b"kind: ConfigMap\ndata: {trench: 'name: t', gateways: 'items: [{name: g, bfd: true, bgp-auth: {key: k}}]'}\n";
+
+pub fn trench_configuration(bytes: &[u8]) {
+    use orlop_nsp::configuration::{Loaded, config_map, inline, is_config_map};
+    let text = &String::from_utf8_lossy(bytes);
+    let read = if is_config_map(text) { config_map("x", text) } else { inline("x", text) };
+    match read {
+        Err(problems) => assert!(!problems.to_string().is_empty(), "refused without a word"),
+        Ok(Loaded { configuration, .. }) => {
+            for stream in configuration.flows.iter().filter_map(|flow| flow.stream.as_ref()) {
+                assert!(
+                    configuration.streams.contains(stream),
+                    "a flow of a stream that is not there"
+                );
+                assert!(stream.max_targets > 0 && stream.conduit.is_some());
+            }
+        }
     }
 }
 
