@@ -3,6 +3,7 @@
 //!
 //! - [`backup`], [`moving`]: how the cluster's state goes into a file, and from one store into another.
 //! - [`leader`]: which of several curators leads.
+//! - [`membership`]: who keeps the state, once that is an etcd.
 //! - [`names`]: how nodes are named, and where things lie in the store.
 //! - [`node`]: the other side, on each node.
 //! - [`state`]: what lies there, read and written only by who leads.
@@ -17,6 +18,7 @@ pub mod directory;
 pub mod health;
 pub mod labels;
 pub mod leader;
+pub mod membership;
 pub mod moving;
 pub mod names;
 pub mod node;
