@@ -6,6 +6,7 @@
 //! - [`membership`]: who keeps the state, once that is an etcd.
 //! - [`names`]: how nodes are named, and where things lie in the store.
 //! - [`node`]: the other side, on each node.
+//! - [`filter`]: which nodes an operator wants to see.
 //! - [`state`]: what lies there, read and written only by who leads.
 //! - [`health`], [`labels`], [`roles`], [`configuration`], [`directory`]: what may become of a node and of the cluster,
 //!   and what is told of them; pure.
@@ -15,6 +16,7 @@
 pub mod backup;
 pub mod configuration;
 pub mod directory;
+pub mod filter;
 pub mod health;
 pub mod labels;
 pub mod leader;
