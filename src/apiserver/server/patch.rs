@@ -1,5 +1,6 @@
 //! What PATCH makes of an object, by each of the ways in which it can be said.
 
+use json_patch::{PatchError, PatchOperation};
 use serde_json::Value;
 
 use crate::encoding::Patch;
@@ -72,7 +73,7 @@ impl Change {
         match self {
             Self::Steps(steps) => {
                 let mut value = Value::Object(object);
-                json_patch::patch(&mut value, steps).map_err(|error| invalid(error.to_string()))?;
+                take(&mut value, steps).map_err(|error| invalid(error.to_string()))?;
                 match value {
                     Value::Object(object) => Ok(object),
                     _ => Err(invalid("the patch leaves no object".to_owned())),
@@ -94,5 +95,74 @@ impl Change {
                 Err(error) => Err(invalid(error.to_string())),
             },
         }
+    }
+}
+
+/// Takes steps one after the other, up to the first that fails (RFC 6902). Beyond that, as in the reference, what an
+/// object does not have passes for null in a test: clients so make sure that they are the first to add it.
+fn take(value: &mut Value, steps: &[PatchOperation]) -> Result<(), PatchError> {
+    for (operation, step) in steps.iter().enumerate() {
+        if !finds_nothing_as_expected(value, step) {
+            json_patch::patch_unsafe(value, std::slice::from_ref(step)).map_err(|mut error| {
+                error.operation = operation;
+                error
+            })?;
+        }
+    }
+    Ok(())
+}
+
+fn finds_nothing_as_expected(value: &Value, step: &PatchOperation) -> bool {
+    let PatchOperation::Test(test) = step else { return false };
+    let Some((parent, key)) = test.path.split_back().filter(|_| test.value.is_null()) else {
+        return false;
+    };
+    let parent = value.pointer(parent.as_str()).and_then(Value::as_object);
+    parent.is_some_and(|parent| !parent.contains_key(&*key.decoded()))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn taken(steps: Value) -> Result<Value, String> {
+        let steps: json_patch::Patch = serde_json::from_value(steps).expect("it is one");
+        let mut value = json!({"metadata": {"labels": {"a/b": "1"}}, "list": ["x"]});
+        take(&mut value, &steps).map_err(|error| error.to_string())?;
+        Ok(value)
+    }
+
+    #[test]
+    fn what_is_not_there_passes_for_null() {
+        // As the `kube` crate and others add the first finalizer.
+        let first = json!([
+            {"op": "test", "path": "/metadata/finalizers", "value": null},
+            {"op": "add", "path": "/metadata/finalizers", "value": ["f"]},
+        ]);
+        assert_eq!(
+            taken(first).map(|value| value["metadata"]["finalizers"].clone()),
+            Ok(json!(["f"]))
+        );
+        for (path, passes) in [
+            ("/metadata/labels/a~1b", false),
+            ("/metadata/labels/a", true),
+            ("/list", false),
+            ("/list/1", false),
+            ("/nowhere/a", false),
+            ("", false),
+        ] {
+            let test = json!([{"op": "test", "path": path, "value": null}]);
+            assert_eq!(taken(test).is_ok(), passes, "{path}");
+        }
+        let test = json!([{"op": "test", "path": "/metadata/finalizers", "value": []}]);
+        assert!(taken(test).is_err(), "only for null");
+        let second = json!([
+            {"op": "remove", "path": "/list/0"},
+            {"op": "remove", "path": "/list/0"},
+        ]);
+        let error = taken(second).expect_err("it has but one");
+        assert!(error.contains("/1"), "the second step fails: {error}");
     }
 }
