@@ -269,6 +269,12 @@ impl Running {
         self.address
     }
 
+    /// The server itself, to be asked without a port.
+    #[cfg(test)]
+    pub(crate) fn server(&self) -> &Arc<Server> {
+        &self.server
+    }
+
     /// What was written for kubectl, where the server made its certificates itself.
     #[must_use]
     pub fn kubeconfig(&self) -> Option<&std::path::Path> {

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,8 +14,10 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use orlop_rpc::places::Admitted;
-use orlop_rpc::tls::{Connection, Peer};
+use orlop_rpc::tls::Connection;
 use orlop_rt::CancellationToken;
+use rustls_pki_types::CertificateDer;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tonic::transport::server::Connected;
@@ -38,6 +41,15 @@ const PING_LIMIT: Duration = Duration::from_secs(20);
 const HEADERS_WITHIN: Duration = Duration::from_secs(30);
 /// Bytes of an answer that wait for a client that does not read.
 const SEND_BUFFER: usize = 64 << 10;
+
+/// What a connection says of who asks over it.
+#[derive(Clone, Debug)]
+pub(crate) struct Origin {
+    /// Where it comes from.
+    pub(crate) address: IpAddr,
+    /// The certificates shown and verified, its own first.
+    pub(crate) certificates: Arc<[CertificateDer<'static>]>,
+}
 
 /// Serves connections until `shutdown`; then takes no more, and lets requests under way end.
 pub(crate) async fn serve(
@@ -71,9 +83,21 @@ pub(crate) async fn serve(
 async fn connection(server: Arc<Server>, io: Admitted<Connection>, stop: CancellationToken) {
     let peer = io.connect_info();
     let h2 = io.get_ref().protocol() == Some(b"h2");
+    let from = Origin { address: peer.address.ip(), certificates: peer.certificates };
+    converse(server, from, io, h2, stop).await;
+}
+
+/// Answers what is asked over a connection, in HTTP/2 or HTTP/1.1.
+pub(super) async fn converse(
+    server: Arc<Server>,
+    from: Origin,
+    io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    h2: bool,
+    stop: CancellationToken,
+) {
     let answer = service_fn(move |request: Request<Incoming>| {
-        let (server, peer): (Arc<Server>, Peer) = (Arc::clone(&server), peer.clone());
-        async move { Ok::<_, Infallible>(server.answer(peer, request).await) }
+        let (server, from) = (Arc::clone(&server), from.clone());
+        async move { Ok::<_, Infallible>(server.answer(from, request).await) }
     });
     let io = TokioIo::new(io);
     let served = if h2 {

@@ -11,6 +11,8 @@
 
 mod body;
 mod connection;
+#[cfg(test)]
+mod disconnection;
 mod documents;
 mod form;
 mod objects;
@@ -31,7 +33,7 @@ use http::header::{
 };
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Limited};
-use orlop_rpc::tls::{Peer, Tally};
+use orlop_rpc::tls::Tally;
 use orlop_rt::CancellationToken;
 use time::OffsetDateTime;
 use tokio::time::timeout;
@@ -54,6 +56,7 @@ use crate::status::Status;
 use crate::visit::{Visit, Visits};
 use crate::{health, openapi};
 
+use self::connection::Origin;
 pub(crate) use self::connection::serve;
 
 /// How long a request may take that does not say.
@@ -98,7 +101,7 @@ impl Server {
     /// Answers a request, whatever it is.
     pub(crate) async fn answer<B>(
         self: Arc<Self>,
-        peer: Peer,
+        from: Origin,
         request: Request<B>,
     ) -> Response<Visited>
     where
@@ -110,7 +113,7 @@ impl Server {
         let id = audit_id(&parts.headers);
         let accept = parts.headers.get_all(ACCEPT).iter().cloned().collect::<Vec<_>>();
         let mut visit = None;
-        let answered = self.route(&peer, &parts, body, &id, &mut visit).await;
+        let answered = self.route(&from, &parts, body, &id, &mut visit).await;
         let (mut response, refused) = match answered {
             Ok(response) => (response, None),
             Err(status) => (refusal(&status, &accept), Some(status)),
@@ -126,7 +129,7 @@ impl Server {
 
     async fn route<B>(
         &self,
-        peer: &Peer,
+        from: &Origin,
         parts: &http::request::Parts,
         body: B,
         id: &HeaderValue,
@@ -150,12 +153,12 @@ impl Server {
         ));
         let asker = self
             .authenticator()
-            .authenticate(&peer.certificates, headers, &path, SystemTime::now())
+            .authenticate(&from.certificates, headers, &path, SystemTime::now())
             .inspect_err(|_| visit.unknown())?;
         let head = Head {
             id: id.to_str().unwrap_or_default(),
             uri: parts.uri.path_and_query().map_or("", |uri| uri.as_str()),
-            source_ips: &sources(peer, headers),
+            source_ips: &sources(from, headers),
             user_agent: text(headers, USER_AGENT),
         };
         visit.known(&Action::of(&asker, &info, &path), head, OffsetDateTime::now_utc());
@@ -269,10 +272,10 @@ fn is_apply(headers: &HeaderMap) -> bool {
 }
 
 /// Where a request says it comes from, and where it does.
-fn sources(peer: &Peer, headers: &HeaderMap) -> Vec<String> {
+fn sources(from: &Origin, headers: &HeaderMap) -> Vec<String> {
     let said = text(headers, HeaderName::from_static("x-forwarded-for")).split(',');
     let said = said.filter_map(|text| text.trim().parse::<IpAddr>().ok());
-    said.chain([peer.address.ip()]).map(|ip| ip.to_string()).collect()
+    said.chain([from.address]).map(|ip| ip.to_string()).collect()
 }
 
 /// Of a request, as its client names it or by a new name.
