@@ -56,6 +56,7 @@ check: fmt lint unit ## the fast loop: format, lints, unit tests
 fmt: ## is everything formatted?
 	@.ci/deps build
 	cargo fmt --all --check
+	cargo fmt --manifest-path tests/informers/Cargo.toml --check
 
 lint: ## clippy; warnings are errors
 	@.ci/deps build
@@ -74,6 +75,7 @@ integration: build ## tests on real parts: the real binary, containerd, etcd, ne
 	ORLOP_NTPD=$$(.ci/unpacked tests/ntpsec.lock)/usr/sbin/ntpd \
 	ORLOP_KUBECTL=$$(.ci/kubectls) \
 	ORLOP=$(CURDIR)/out/orlop cargo test --workspace --exclude orlop-qemu --test '*' -- --show-output
+	ORLOP=$(CURDIR)/out/orlop cargo test --manifest-path tests/informers/Cargo.toml --target-dir target/informers -- --show-output
 
 build: ## the static binary, out/orlop (PROFILE=image|release|dev)
 	@.ci/deps build
