@@ -31,6 +31,14 @@ impl fmt::Display for Endpoint {
     }
 }
 
+impl Endpoint {
+    /// The port, if one was typed: other APIs have other defaults.
+    pub(crate) fn typed_port(&self) -> Option<u16> {
+        let bare = self.typed == self.host || self.typed == format!("[{}]", self.host);
+        (!bare).then_some(self.port)
+    }
+}
+
 impl FromStr for Endpoint {
     type Err = Error;
 
@@ -118,6 +126,7 @@ mod tests {
         ];
         for (typed, host, port) in cases {
             let endpoint: Endpoint = typed.parse().unwrap();
+            assert_eq!(endpoint.typed_port(), (port != PORT).then_some(port), "{typed}");
             assert_eq!((endpoint.host.as_str(), endpoint.port), (host, port));
             assert_eq!(endpoint.to_string(), typed);
         }

@@ -18,6 +18,8 @@ use crate::endpoint::{self, Endpoint};
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error(transparent)]
+    Cluster(#[from] crate::cluster::Error),
+    #[error(transparent)]
     ClientConfiguration(#[from] client::Error),
     #[error("cannot tell where the client configuration is: HOME is not set")]
     NoHome,
@@ -160,6 +162,7 @@ impl Error {
             known => format!("it has: {}; choose one with --context", known.join(", ")),
         };
         match self {
+            Self::Cluster(error) => error.hint(),
             Self::ClientConfiguration(client::Error::Missing { .. }) | Self::NoHome => Some(
                 "name it with --talosconfig FILE or TALOSCONFIG=FILE; orlopctl gen config NAME \
                  https://HOST:6443 makes one beside the machine configurations"
@@ -250,6 +253,7 @@ impl Error {
     pub(crate) fn exit(&self) -> Exit {
         match self {
             Self::Output(source) if source.kind() == io::ErrorKind::BrokenPipe => Exit::Ok,
+            Self::Cluster(error) => error.exit(),
             Self::Generate(generate::Error::Secrets(_)) => Exit::Software,
             Self::Generate(generate::Error::Bundle(..)) => Exit::Config,
             Self::Generate(_)

@@ -103,7 +103,7 @@ fn unpack(zipped: &[u8]) -> Result<Mapping, String> {
     parse(&text().map_err(|error| error.to_string())?)
 }
 
-fn parse(text: &str) -> Result<Mapping, String> {
+pub(crate) fn parse(text: &str) -> Result<Mapping, String> {
     match serde_yaml::from_str(text) {
         Ok(Value::Mapping(mapping)) => Ok(mapping),
         Ok(Value::Null) => Ok(Mapping::new()),
@@ -112,7 +112,7 @@ fn parse(text: &str) -> Result<Mapping, String> {
     }
 }
 
-fn written(config: &Mapping) -> String {
+pub(crate) fn written(config: &Mapping) -> String {
     serde_yaml::to_string(config).expect("what was YAML is YAML")
 }
 
@@ -152,7 +152,11 @@ fn set(entry: &mut Value, key: &str, to: &str) {
 /// Puts the entries of `new` into `old`, whose other content stays as it is, and makes `new`'s context
 /// current. Of entries with the same name, the new one replaces the old one when that is `forced`; else
 /// it gets the suffix `-1`, `-2`, …, unless both are the same. The renamed ones are returned.
-fn merge(mut old: Mapping, mut new: Mapping, forced: bool) -> (Mapping, Vec<(String, String)>) {
+pub(crate) fn merge(
+    mut old: Mapping,
+    mut new: Mapping,
+    forced: bool,
+) -> (Mapping, Vec<(String, String)>) {
     if old.is_empty() {
         return (new, Vec::new());
     }

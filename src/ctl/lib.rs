@@ -23,6 +23,7 @@ mod apply;
 mod capture;
 mod client;
 mod clock;
+mod cluster;
 mod containers;
 mod context;
 mod copy;
@@ -99,6 +100,7 @@ fn run(options: &Options) -> Result<(), Error> {
             clap_complete::generate(*shell, &mut Options::command(), "orlopctl", &mut script);
             return table::print(&script);
         }
+        Command::Cluster(options) => return cluster::run(global, options),
         Command::Config(context::Command::New(_)) => {}
         Command::Config(change) => return context::run(global, change),
         Command::Gen(command) => return generate::run(global, command),
@@ -165,7 +167,8 @@ async fn ask(client: &client::Client, command: &Command) -> Result<(), Error> {
         Command::Usage(options) => files::usage(client, options).await,
         Command::Version(_) => version::nodes(client).await,
         Command::Wipe(command) => wipe::run(client, command).await,
-        Command::Completion { .. }
+        Command::Cluster(_)
+        | Command::Completion { .. }
         | Command::Config(_)
         | Command::Gen(_)
         | Command::Machineconfig(_)

@@ -8,9 +8,10 @@ use clap_complete::Shell;
 use crate::endpoint::Endpoint;
 use crate::stranger::Stranger;
 use crate::{
-    apply, capture, clock, containers, context, copy, dashboard, disks, etcd, events, files,
-    generate, health, images, kubeconfig, logs, memory, meta, metrics, mounts, netstat, network,
-    power, processes, restart, services, support, timeline, upgrade, validate, version, wipe,
+    apply, capture, clock, cluster, containers, context, copy, dashboard, disks, etcd, events,
+    files, generate, health, images, kubeconfig, logs, memory, meta, metrics, mounts, netstat,
+    network, power, processes, restart, services, support, timeline, upgrade, validate, version,
+    wipe,
 };
 
 /// Drives nodes through their API.
@@ -48,6 +49,8 @@ pub(crate) enum Command {
     ApplyConfig(apply::ApplyOptions),
     /// Start the cluster on this one node
     Bootstrap(etcd::BootstrapOptions),
+    /// Look after a cluster: its nodes, their roles, its ownership
+    Cluster(cluster::Options),
     /// Show and change the client configuration
     #[command(subcommand)]
     Config(context::Command),
