@@ -23,6 +23,7 @@ pub(crate) const ROLES: &[Role] = &[
     Role::new("routerd", "passes local calls to the daemon that serves them", orlop_routerd::main),
     Role::new("apid", "mutual-TLS front door on port 50000", orlop_apid::main),
     Role::new("trustd", "certificates for nodes that hold the token", orlop_trustd::main),
+    Role::new("curator", "the cluster API on port 7835", orlop_curator::main),
     Role::new("apiserver", "the Kubernetes API on port 6443", orlop_apiserver::main),
     Role::new("nsp", "targets and configuration of the ambassador", orlop_nsp::main),
     Role::new("orlopctl", "the operator's command line", orlop_ctl::main),

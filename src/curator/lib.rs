@@ -2,6 +2,11 @@
 //! watches their health, and retires them (spec/cluster-api).
 //!
 //! - [`backup`], [`moving`]: how the cluster's state goes into a file, and from one store into another.
+//! - [`run`]: the role. [`server`]: its port, where every call is judged ([`access`]) before anybody looks into it.
+//! - [`api`]: the services. Those of a leader stand on its [`office`]; what it knows without asking is in [`known`].
+//! - [`bootstrap`]: how a cluster begins. [`enrol`]: how nodes come in ([`register`] decides; pure). [`ticket`],
+//!   [`limits`]: who may ask.
+//! - [`escrow`]: how an owner comes by his certificate. [`certificates`]: the cluster's authority, and what it has issued.
 //! - [`leader`]: which of several curators leads.
 //! - [`membership`]: who keeps the state, once that is an etcd.
 //! - [`names`]: how nodes are named, and where things lie in the store.
@@ -13,16 +18,36 @@
 
 #![forbid(unsafe_code)]
 
+pub mod access;
+pub mod api;
 pub mod backup;
+pub mod bootstrap;
+pub mod certificates;
 pub mod configuration;
 pub mod directory;
+pub mod enrol;
+pub mod escrow;
 pub mod filter;
 pub mod health;
+pub mod known;
 pub mod labels;
 pub mod leader;
+pub mod limits;
 pub mod membership;
 pub mod moving;
 pub mod names;
 pub mod node;
+pub mod office;
+pub mod register;
 pub mod roles;
+pub mod run;
+pub mod server;
 pub mod state;
+pub mod ticket;
+
+pub use crate::run::{Curator, Error, Options, main};
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;

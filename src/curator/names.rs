@@ -5,8 +5,7 @@ use std::str::FromStr;
 
 use orlop_store::Range;
 
-/// Of an Ed25519 public key, in bytes.
-pub const KEY_LENGTH: usize = 32;
+pub use orlop_pki::cluster::KEY_LENGTH;
 
 const PREFIX: &str = "metropolis-";
 /// Hexadecimal digits of an id: the first half of the key.
@@ -27,7 +26,7 @@ impl NodeId {
     /// Of the node whose key it is.
     #[must_use]
     pub fn of_key(public: &[u8; KEY_LENGTH]) -> Self {
-        Self(format!("{PREFIX}{}", hex(&public[..DIGITS / 2])))
+        Self(orlop_pki::cluster::node_id(public))
     }
 
     /// As it is written everywhere.
@@ -102,6 +101,17 @@ pub const REGISTER_TICKET: &str = "/global/register_ticket";
 /// Beneath it who leads, or wants to.
 pub const LEADER: &str = "/leader/";
 
+/// The authority's key.
+pub const AUTHORITY_KEY: &str = "/cluster-pki/keys/cluster-ca-privkey.bin";
+/// What the authority has revoked.
+pub const REVOKED: &str = "/cluster-pki/cluster-ca-crl.der";
+/// Ours: beneath it which role a user has.
+pub const USERS: &str = "/x/users/";
+/// Ours: beneath it when a node registered, in seconds since 1970.
+pub const REGISTERED: &str = "/x/registered/";
+/// Ours: beneath it when a node was committed, in seconds since 1970.
+pub const COMMITTED: &str = "/x/committed/";
+
 /// Where a node is.
 #[must_use]
 pub fn node(id: &NodeId) -> String {
@@ -112,6 +122,30 @@ pub fn node(id: &NodeId) -> String {
 #[must_use]
 pub fn join_key(public: &[u8]) -> String {
     format!("{JOIN_KEYS}{}", hex(public))
+}
+
+/// Where an issued certificate is.
+#[must_use]
+pub fn certificate(name: &str) -> String {
+    format!("/cluster-pki/issued/{name}-cert.der")
+}
+
+/// The name of a node's certificate.
+#[must_use]
+pub fn node_certificate(id: &NodeId) -> String {
+    format!("node-{id}")
+}
+
+/// When a node registered.
+#[must_use]
+pub fn registered(id: &NodeId) -> String {
+    format!("{REGISTERED}{id}")
+}
+
+/// When a node was committed.
+#[must_use]
+pub fn committed(id: &NodeId) -> String {
+    format!("{COMMITTED}{id}")
 }
 
 #[cfg(test)]

@@ -44,6 +44,9 @@ pub enum Failure {
         /// What is wrong with it.
         why: String,
     },
+    /// Of the system.
+    #[error("the system gives no random numbers")]
+    Random,
 }
 
 impl From<Failure> for tonic::Status {
@@ -93,6 +96,14 @@ impl Changes {
     #[must_use]
     pub fn put_message(self, path: &str, message: &impl Message) -> Self {
         self.put(path, message.encode_to_vec())
+    }
+
+    /// These and those.
+    #[must_use]
+    pub fn and(mut self, others: Self) -> Self {
+        self.when.extend(others.when);
+        self.then.extend(others.then);
+        self
     }
 
     /// Remove a key.

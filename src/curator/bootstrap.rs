@@ -1,0 +1,112 @@
+//! A cluster begins with its first node (spec §6.2): the authority and the node's certificate first, then node, owner,
+//! join key and configuration in one transaction. It may be repeated after a crash at any point.
+
+use std::time::SystemTime;
+
+use orlop_pki::cluster::{KEY_LENGTH, Profile};
+use orlop_proto::metropolis::node::core::curator::proto::private::{InitialOwner, Node};
+use orlop_proto::metropolis::proto::common::node_roles::{ConsensusMember, KubernetesController};
+use orlop_proto::metropolis::proto::common::{
+    ClusterConfiguration, NodeLabels, NodeRoles, NodeState,
+};
+use orlop_store::Revision;
+
+use crate::certificates::{self, Certificates};
+use crate::configuration;
+use crate::labels::{self, Repeated};
+use crate::names::{self, NodeId};
+use crate::register::{self, Refused};
+use crate::state::{Changes, Failure, State};
+
+/// What a first node brings.
+#[derive(Clone, Debug)]
+pub struct Founding {
+    /// The node's own key.
+    pub node: [u8; KEY_LENGTH],
+    /// The key it shows after a reboot.
+    pub join: [u8; KEY_LENGTH],
+    /// The key that may become the owner.
+    pub owner: [u8; KEY_LENGTH],
+    /// The cluster's half of the key of the node's disk; empty where that is not encrypted.
+    pub cluster_unlock_key: Vec<u8>,
+    /// Whether it has a TPM.
+    pub tpm: bool,
+    /// What the cluster is like; what was not given has its default.
+    pub configuration: Option<ClusterConfiguration>,
+    /// Of the node. Those that cannot be are left out; the last of a key wins.
+    pub labels: NodeLabels,
+}
+
+/// Why there is no new cluster.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The cluster's state.
+    #[error(transparent)]
+    State(#[from] Failure),
+    /// Its certificates.
+    #[error(transparent)]
+    Certificates(#[from] certificates::Error),
+    /// What it shall be like cannot be.
+    #[error("the initial cluster configuration")]
+    Configuration(#[from] configuration::Refusal),
+    /// The first node does not meet what its own cluster asks of nodes.
+    #[error("the first node: {0}; choose another TPM mode, such as best-effort")]
+    Node(#[source] Refused),
+    /// The store has another one.
+    #[error(
+        "the store already holds a cluster that another node founded; give this node a store of its own, \
+         or the key it had"
+    )]
+    Founded,
+}
+
+/// Makes the cluster of `state`, or finds that this node has made it; gives its authority and the node's certificate.
+///
+/// # Errors
+/// [`Error`]. Nothing but certificates may be there then.
+pub async fn found(
+    state: &State,
+    founding: &Founding,
+    now: SystemTime,
+) -> Result<(Certificates, Vec<u8>), Error> {
+    let configuration = founding.configuration.clone().unwrap_or_else(configuration::initial);
+    configuration::check_initial(&configuration)?;
+    let tpm_usage =
+        register::tpm_usage(configuration.tpm_mode(), founding.tpm).map_err(Error::Node)?;
+    let id = NodeId::of_key(&founding.node);
+    let certificates = Certificates::ensure_authority(state, now).await?;
+    let profile = Profile::node(id.as_str());
+    let name = names::node_certificate(&id);
+    let certificate = certificates.ensure(state, &name, &profile, &founding.node, now).await?;
+
+    let roles = NodeRoles {
+        consensus_member: Some(ConsensusMember::default()),
+        kubernetes_controller: Some(KubernetesController {}),
+        kubernetes_worker: None,
+    };
+    let node = Node {
+        public_key: founding.node.to_vec(),
+        cluster_unlock_key: founding.cluster_unlock_key.clone(),
+        fsm_state: NodeState::Up.into(),
+        roles: Some(roles),
+        join_key: founding.join.to_vec(),
+        tpm_usage: tpm_usage.into(),
+        labels: Some(labels::of_new_node(Some(&founding.labels), Repeated::LastWins)),
+        id: id.to_string(),
+        ..Node::default()
+    };
+    let (path, join) = (names::node(&id), names::join_key(&founding.join));
+    let changes = Changes::new()
+        .if_unchanged(&path, Revision::NONE)
+        .if_unchanged(&join, Revision::NONE)
+        .if_unchanged(names::INITIAL_OWNER, Revision::NONE)
+        .if_unchanged(names::CONFIGURATION, Revision::NONE)
+        .put_message(&path, &node)
+        .put(&join, id.to_string())
+        .put_message(names::INITIAL_OWNER, &InitialOwner { public_key: founding.owner.to_vec() })
+        .put_message(names::CONFIGURATION, &configuration);
+    if state.change(changes).await?.is_none() && state.node(&id).await?.is_none() {
+        return Err(Error::Founded);
+    }
+    Ok((certificates, certificate))
+}
