@@ -11,7 +11,8 @@
 //! - [`membership`]: who keeps the state, once that is an etcd.
 //! - [`names`]: how nodes are named, and where things lie in the store.
 //! - [`node`]: the other side, on each node.
-//! - [`filter`]: which nodes an operator wants to see.
+//! - [`roster`]: all nodes, for who lists and who watches them. [`filter`]: which of them an operator wants to see.
+//! - [`kubernetes`]: certificates of workers.
 //! - [`state`]: what lies there, read and written only by who leads.
 //! - [`health`], [`labels`], [`roles`], [`configuration`], [`directory`]: what may become of a node and of the cluster,
 //!   and what is told of them; pure.
@@ -30,6 +31,7 @@ pub mod escrow;
 pub mod filter;
 pub mod health;
 pub mod known;
+pub mod kubernetes;
 pub mod labels;
 pub mod leader;
 pub mod limits;
@@ -40,6 +42,7 @@ pub mod node;
 pub mod office;
 pub mod register;
 pub mod roles;
+pub mod roster;
 pub mod run;
 pub mod server;
 pub mod state;

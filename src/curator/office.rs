@@ -10,9 +10,11 @@ use tracing::warn;
 
 use crate::certificates::Certificates;
 use crate::enrol;
+use crate::health::Heartbeats;
 use crate::known::Known;
 use crate::limits::{ESCROWS, Limits};
 use crate::names::NodeId;
+use crate::roster::Roster;
 use crate::state::{Changes, Failure, State};
 
 /// How often it is looked who has waited too long for approval.
@@ -29,6 +31,10 @@ pub struct Office {
     pub certificates: Certificates,
     /// What is known without asking the store.
     pub known: Known,
+    /// All nodes.
+    pub roster: Roster,
+    /// When each was heard last.
+    pub heartbeats: Heartbeats,
     /// Held while something is read, changed and written.
     pub locks: Locks,
     /// Since when it leads.
@@ -49,6 +55,8 @@ pub struct Locks {
     pub configuration: tokio::sync::Mutex<()>,
     /// The ticket.
     pub ticket: tokio::sync::Mutex<()>,
+    /// Which node has which key in the cluster's network.
+    pub networking: tokio::sync::Mutex<()>,
 }
 
 impl Office {
@@ -62,13 +70,17 @@ impl Office {
         certificates: Certificates,
     ) -> Result<Self, Failure> {
         let known = Known::open(state.store(), certificates.authority()).await?;
+        let roster = Roster::open(state.store()).await?;
+        let now = Instant::now();
         Ok(Self {
             own,
             state,
             certificates,
             known,
+            roster,
+            heartbeats: Heartbeats::new(now),
             locks: Locks::default(),
-            began: Instant::now(),
+            began: now,
             escrows: Arc::new(Semaphore::new(ESCROWS)),
             limits: Mutex::default(),
         })
@@ -86,6 +98,7 @@ impl Office {
         };
         tokio::select! {
             never = self.known.follow(self.state.store()) => match never {},
+            never = self.roster.follow(self.state.store()) => match never {},
             () = expiring => {}
         }
     }

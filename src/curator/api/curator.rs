@@ -4,14 +4,19 @@ use std::sync::Arc;
 
 use orlop_proto::metropolis::node::core::curator::proto::api::curator_server::Curator as Service;
 use orlop_proto::metropolis::node::core::curator::proto::api::{
+    GetConsensusStatusRequest, GetConsensusStatusResponse, HeartbeatRequest, HeartbeatResponse,
+    IssueCertificateRequest, IssueCertificateResponse, UpdateNodeClusterNetworkingRequest,
+    UpdateNodeClusterNetworkingResponse, UpdateNodeStatusRequest, UpdateNodeStatusResponse,
+    WatchEvent, WatchRequest,
     CommitNodeRequest, CommitNodeResponse, JoinNodeRequest, JoinNodeResponse, RegisterNodeRequest,
     RegisterNodeResponse,
 };
 use orlop_rpc::places::Source;
-use tonic::{Request, Response, Status};
+use tonic::codegen::BoxStream;
+use tonic::{Request, Response, Status, Streaming};
 use tracing::warn;
 
-use super::{caller, source};
+use super::{caller, nodes, source, watching};
 use crate::enrol::{self, Error, Moment};
 use crate::office::Office;
 
@@ -46,6 +51,48 @@ impl Service for Nodes {
         let (caller, moment) = (caller(&request)?, Moment::of(source(&request)));
         let answer = enrol::join(&self.0, &caller, request.get_ref(), moment).await;
         told("JoinNode", moment.source, answer)
+    }
+
+    async fn watch(
+        &self,
+        request: Request<WatchRequest>,
+    ) -> Result<Response<BoxStream<WatchEvent>>, Status> {
+        watching::watch(&self.0, request).await
+    }
+
+    async fn heartbeat(
+        &self,
+        request: Request<Streaming<HeartbeatRequest>>,
+    ) -> Result<Response<BoxStream<HeartbeatResponse>>, Status> {
+        nodes::heartbeat(&self.0, request)
+    }
+
+    async fn update_node_status(
+        &self,
+        request: Request<UpdateNodeStatusRequest>,
+    ) -> Result<Response<UpdateNodeStatusResponse>, Status> {
+        nodes::update_status(&self.0, request).await
+    }
+
+    async fn update_node_cluster_networking(
+        &self,
+        request: Request<UpdateNodeClusterNetworkingRequest>,
+    ) -> Result<Response<UpdateNodeClusterNetworkingResponse>, Status> {
+        nodes::update_networking(&self.0, request).await
+    }
+
+    async fn issue_certificate(
+        &self,
+        request: Request<IssueCertificateRequest>,
+    ) -> Result<Response<IssueCertificateResponse>, Status> {
+        nodes::issue_certificate(&self.0, request).await
+    }
+
+    async fn get_consensus_status(
+        &self,
+        _: Request<GetConsensusStatusRequest>,
+    ) -> Result<Response<GetConsensusStatusResponse>, Status> {
+        nodes::consensus_status(&self.0).await
     }
 }
 

@@ -4,6 +4,13 @@ mod aaa;
 mod curator;
 mod local;
 mod management;
+mod members;
+mod nodes;
+mod select;
+#[cfg(test)]
+mod tests;
+mod told;
+mod watching;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -60,4 +67,13 @@ pub fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
 pub fn source<T>(request: &Request<T>) -> Source {
     let address = request.extensions().get::<Peer>().map(|peer| peer.address.ip());
     address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)).into()
+}
+
+/// Waits until the roster is as the store is now, of which this curator still has to be the leader.
+///
+/// # Errors
+/// It leads no more, or the store does not answer: `UNAVAILABLE`.
+async fn current(office: &Office) -> Result<(), Status> {
+    office.roster.reach(office.state.check().await?).await?;
+    Ok(())
 }
