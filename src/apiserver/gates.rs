@@ -67,11 +67,12 @@ impl Host for Behind {
             let expected = text(&quota, "/metadata/resourceVersion").parse().unwrap_or_default();
             quota.remove("kind");
             quota.remove("apiVersion");
-            let stored = self.0.update(resource, &namespace, &name, quota, expected, None).await;
+            let target = (resource, &*namespace, &*name);
+            let stored = self.0.put(target, quota, expected, None, None).await;
             match stored {
                 Ok(entry) => Ok(versions::present(resource, entry.object())),
                 Err(Refused::Status(status)) => Err(status),
-                Err(Refused::Exists | Refused::Changed(_)) => {
+                Err(Refused::Exists | Refused::Changed(_) | Refused::Late) => {
                     Err(Status::conflict(resource, &name, "it was charged by somebody else"))
                 }
             }

@@ -19,13 +19,15 @@ use crate::object::{Change, Object, Objects as _, Operation, User, metadata, tex
 use crate::resources::Resource;
 use crate::status::{Cause, Status};
 use crate::storage::cache::{Entry, Listed, Selection};
-use crate::storage::{Refused, Storage, Stored};
+use crate::storage::{self, Refused, Storage, Stored};
 use crate::strategy::service_ip::{self, InUse, Ranges};
 use crate::strategy::{self, DeleteOptions, Deletion};
 use crate::{random, versions};
 
 /// How often a write is decided anew when others were quicker.
 const TRIES: usize = 5;
+/// How often a turn is taken anew when other servers were quicker.
+const TURNS: usize = 100;
 /// How often a name is generated when it is taken.
 const NAMES: usize = 8;
 /// Of a generated name, before its end.
@@ -147,8 +149,27 @@ pub struct Registry {
 #[derive(Debug)]
 struct Services {
     ranges: Ranges,
-    /// Held from when one is chosen to when all can see it.
+    /// Held from when one is chosen to when it is stored.
     choosing: Mutex<()>,
+}
+
+/// The turn to choose addresses: among the requests of this server, and among the servers.
+struct Turn<'a> {
+    storage: &'a Storage,
+    among_servers: storage::Turn,
+    left: usize,
+    _among_requests: MutexGuard<'a, ()>,
+}
+
+impl Turn<'_> {
+    /// Another one, as another server has used it.
+    async fn again(&mut self) -> Result<(), Status> {
+        self.left = self.left.checked_sub(1).ok_or_else(|| {
+            Status::unavailable("other servers give out addresses all the time; try again")
+        })?;
+        self.among_servers = self.storage.turn().await?;
+        Ok(())
+    }
 }
 
 impl Registry {
@@ -160,16 +181,13 @@ impl Registry {
     }
 
     /// Takes the turn to choose addresses, for a service.
-    async fn turn(
-        &self,
-        resource: &'static Resource,
-    ) -> Result<Option<MutexGuard<'_, ()>>, Status> {
+    async fn turn(&self, resource: &'static Resource) -> Result<Option<Turn<'_>>, Status> {
         if resource.plural != "services" {
             return Ok(None);
         }
-        let turn = self.services.choosing.lock().await;
-        self.storage.current().await?;
-        Ok(Some(turn))
+        let held = self.services.choosing.lock().await;
+        let (storage, among_servers) = (&self.storage, self.storage.turn().await?);
+        Ok(Some(Turn { storage, among_servers, left: TURNS, _among_requests: held }))
     }
 
     /// Gives a service the addresses and ports that it needs and does not have.
@@ -243,7 +261,7 @@ impl Registry {
     ) -> Result<Done, Status> {
         let mut object = versions::store(target.resource, object);
         let resource = target.resource.stored();
-        let _turn = self.turn(resource).await?;
+        let mut turn = self.turn(resource).await?;
         place(target, &mut object)?;
         let own = metadata(&mut object);
         match own.remove("resourceVersion") {
@@ -282,6 +300,7 @@ impl Registry {
         }
         strategy::default(resource, change.object);
         strategy::prepare_create(resource, change.object, writer.user);
+        let mut asked = turn.is_some().then(|| change.object.clone());
         self.allocate(resource, change.object, None)?;
         target.valid(&name, judged(target.resource, change.object))?;
         for gate in &*self.gates {
@@ -294,22 +313,32 @@ impl Registry {
                 Ok(Done::Dry(object))
             };
         }
-        let ttl = ttl(resource);
-        let mut name = name;
-        for _ in 0..NAMES {
-            let stored =
-                self.storage.create(resource, target.namespace, &name, object.clone(), ttl).await;
-            match stored {
+        let (mut name, mut names) = (name, NAMES);
+        loop {
+            let place = (resource, target.namespace, &*name);
+            let given = turn.as_ref().map(|turn| turn.among_servers);
+            match self.storage.put(place, object.clone(), 0, ttl(resource), given).await {
                 Ok(entry) => return Ok(Done::Stored(Arc::new(entry))),
-                Err(Refused::Exists) if generated => {
+                Err(Refused::Exists) if generated && names > 1 => {
+                    names -= 1;
                     name = generate(&base);
-                    metadata(&mut object).insert("name".to_owned(), name.as_str().into());
+                    for object in std::iter::once(&mut object).chain(&mut asked) {
+                        metadata(object).insert("name".to_owned(), name.as_str().into());
+                    }
+                }
+                Err(Refused::Late) => {
+                    if let (Some(turn), Some(asked)) = (&mut turn, &asked) {
+                        turn.again().await?;
+                        object.clone_from(asked);
+                        self.allocate(resource, &mut object, None)?;
+                    }
                 }
                 Err(Refused::Status(status)) => return Err(status),
-                Err(Refused::Exists | Refused::Changed(_)) => break,
+                Err(Refused::Exists | Refused::Changed(_)) => {
+                    return Err(Status::already_exists(target.resource, &name));
+                }
             }
         }
-        Err(Status::already_exists(target.resource, &name))
     }
 
     /// Writes an object that is there. `change` says what it becomes from what it is, both as the target's resource
@@ -326,33 +355,79 @@ impl Registry {
         mut change: impl FnMut(Object) -> Result<Object, Status> + Send,
     ) -> Result<(Done, bool), Status> {
         let resource = target.resource.stored();
-        let mut current = self.storage.get(resource, target.namespace, target.name).await?;
-        if current.is_none() && may_create && target.subresource.is_empty() {
+        let mut turn = self.turn(resource).await?;
+        let mut seen = self.seen(target).await?;
+        if seen.stored.is_none() && may_create && target.subresource.is_empty() {
+            drop(turn);
             let object = change(Object::new())?;
             return Ok((self.create(writer, target, object).await?, true));
         }
-        let _turn = self.turn(resource).await?;
-        for _ in 0..TRIES {
-            let Some(stored) = current else { return Err(target.not_found()) };
-            let decided = self.decide(writer, target, how, &stored, &mut change).await?;
+        let mut tries = TRIES;
+        while tries > 0 {
+            let Some(stored) = &seen.stored else { return Err(target.not_found()) };
+            let decided = self.decide(writer, target, how, stored, &mut change).await;
+            if !matches!(decided, Ok(Decided::Write(_) | Decided::Remove(_)))
+                && !self.is_so(target, &mut seen).await?
+            {
+                continue;
+            }
+            let Some(stored) = seen.stored.take() else { return Err(target.not_found()) };
             let (expected, old) = (stored.revision, stored.object);
-            let outcome = match decided {
+            let outcome = match decided? {
                 Decided::Same => {
                     let entry = target_entry(target, Stored { object: old, revision: expected });
                     return Ok((Done::Stored(Arc::new(entry)), false));
                 }
                 Decided::Dry(object) => return Ok((Done::Dry(object), false)),
-                Decided::Write(object) => self.write(target, object, expected).await,
+                Decided::Write(object) => {
+                    let given = turn.as_ref().map(|turn| turn.among_servers);
+                    self.write(target, object, expected, given).await
+                }
                 Decided::Remove(object) => self.remove(target, object, expected).await,
             };
             match outcome {
                 Ok(done) => return Ok((done, false)),
-                Err(Refused::Changed(now)) => current = now,
+                Err(Refused::Changed(now)) => seen = Seen { stored: now, sure: true },
+                Err(Refused::Late) => {
+                    if let Some(turn) = &mut turn {
+                        turn.again().await?;
+                    }
+                    seen = Seen {
+                        stored: Some(Stored { object: old, revision: expected }),
+                        sure: true,
+                    };
+                    continue;
+                }
                 Err(Refused::Exists) => break,
                 Err(Refused::Status(status)) => return Err(status),
             }
+            tries -= 1;
         }
         Err(target.conflict(MODIFIED))
+    }
+
+    /// What a write is decided on: what is known of the object, or else what is read.
+    async fn seen(&self, target: Target<'_>) -> Result<Seen, Status> {
+        let Target { resource, namespace, name, .. } = target;
+        let resource = resource.stored();
+        if let Some(known) = self.storage.known(resource, namespace, name) {
+            return Ok(Seen { stored: Some(known), sure: false });
+        }
+        let stored = self.storage.get(resource, namespace, name).await?;
+        Ok(Seen { stored, sure: true })
+    }
+
+    /// Is an object still as it was seen? It is read, if it was not; what is there now is to be decided on if not.
+    async fn is_so(&self, target: Target<'_>, seen: &mut Seen) -> Result<bool, Status> {
+        if seen.sure {
+            return Ok(true);
+        }
+        let Target { resource, namespace, name, .. } = target;
+        let now = self.storage.get(resource.stored(), namespace, name).await?;
+        let revision = |stored: &Option<Stored>| stored.as_ref().map(|stored| stored.revision);
+        let same = revision(&now) == revision(&seen.stored);
+        *seen = Seen { stored: now, sure: true };
+        Ok(same)
     }
 
     async fn write(
@@ -360,10 +435,11 @@ impl Registry {
         target: Target<'_>,
         object: Object,
         expected: u64,
+        turn: Option<storage::Turn>,
     ) -> Result<Done, Refused> {
         let Target { resource, namespace, name, .. } = target;
-        let ttl = ttl(resource);
-        let entry = self.storage.update(resource, namespace, name, object, expected, ttl).await?;
+        let place = (resource, namespace, name);
+        let entry = self.storage.put(place, object, expected, ttl(resource), turn).await?;
         Ok(Done::Stored(Arc::new(entry)))
     }
 
@@ -437,54 +513,86 @@ impl Registry {
         target: Target<'_>,
         options: &DeleteOptions,
     ) -> Result<Done, Status> {
-        let resource = target.resource.stored();
-        let mut current = self.storage.get(resource, target.namespace, target.name).await?;
-        for _ in 0..TRIES {
-            let Some(stored) = current else { return Err(target.not_found()) };
-            let mut object = stored.object.clone();
-            let mut change = Change {
-                user: writer.user,
-                operation: Operation::Delete,
-                resource: target.resource,
-                subresource: "",
-                namespace: target.namespace,
-                name: target.name,
-                object: &mut object,
-                old: Some(&stored.object),
-                dry_run: writer.dry_run,
-            };
-            for gate in &*self.gates {
-                gate.change(&mut change).await?;
-            }
-            for gate in &*self.gates {
-                gate.check(&change).await?;
-            }
-            let now = OffsetDateTime::now_utc();
+        let mut seen = self.seen(target).await?;
+        let mut tries = TRIES;
+        while tries > 0 {
+            let Some(stored) = &seen.stored else { return Err(target.not_found()) };
             let expected = stored.revision;
-            let outcome = match strategy::deletion(resource, &stored.object, options, now)? {
-                Deletion::Now(object) | Deletion::Later(object) if writer.dry_run => {
-                    return Ok(Done::Dry(object));
-                }
-                Deletion::Later(object) if object == stored.object => {
+            let decided = self.decide_deletion(writer, target, options, stored).await;
+            if !matches!(decided, Ok(Decided::Write(_) | Decided::Remove(_)))
+                && !self.is_so(target, &mut seen).await?
+            {
+                continue;
+            }
+            let outcome = match decided? {
+                Decided::Dry(object) => return Ok(Done::Dry(object)),
+                Decided::Same => {
+                    let Some(stored) = seen.stored else { return Err(target.not_found()) };
                     return Ok(Done::Stored(Arc::new(target_entry(target, stored))));
                 }
-                Deletion::Now(object) => self.remove(target, object, expected).await,
-                Deletion::Later(object) => self.write(target, object, expected).await,
+                Decided::Remove(object) => self.remove(target, object, expected).await,
+                Decided::Write(object) => self.write(target, object, expected, None).await,
             };
             match outcome {
                 Ok(done) => return Ok(done),
-                Err(Refused::Changed(now)) => current = now,
-                Err(Refused::Exists) => break,
+                Err(Refused::Changed(now)) => seen = Seen { stored: now, sure: true },
+                Err(Refused::Exists | Refused::Late) => break,
                 Err(Refused::Status(status)) => return Err(status),
             }
+            tries -= 1;
         }
         Err(target.conflict(MODIFIED))
+    }
+
+    /// What becomes of an object that is to go.
+    async fn decide_deletion(
+        &self,
+        writer: Writer<'_>,
+        target: Target<'_>,
+        options: &DeleteOptions,
+        stored: &Stored,
+    ) -> Result<Decided, Status> {
+        let mut object = stored.object.clone();
+        let mut change = Change {
+            user: writer.user,
+            operation: Operation::Delete,
+            resource: target.resource,
+            subresource: "",
+            namespace: target.namespace,
+            name: target.name,
+            object: &mut object,
+            old: Some(&stored.object),
+            dry_run: writer.dry_run,
+        };
+        for gate in &*self.gates {
+            gate.change(&mut change).await?;
+        }
+        for gate in &*self.gates {
+            gate.check(&change).await?;
+        }
+        let now = OffsetDateTime::now_utc();
+        let resource = target.resource.stored();
+        Ok(match strategy::deletion(resource, &stored.object, options, now)? {
+            Deletion::Now(object) | Deletion::Later(object) if writer.dry_run => {
+                Decided::Dry(object)
+            }
+            Deletion::Now(object) => Decided::Remove(object),
+            Deletion::Later(object) if object == stored.object => Decided::Same,
+            Deletion::Later(object) => Decided::Write(object),
+        })
     }
 }
 
 /// What clients look for in a conflict.
 const MODIFIED: &str =
     "the object has been modified; please apply your changes to the latest version and try again";
+
+/// An object as a write is decided on it.
+struct Seen {
+    stored: Option<Stored>,
+    /// It was read for this write; else it is what the cache knows.
+    sure: bool,
+}
 
 /// See [`Registry::decide`].
 enum Decided {

@@ -292,10 +292,12 @@ impl Status {
         Self::new(504, "Timeout", message)
     }
 
-    /// The store does not answer.
+    /// The store does not answer; nothing was done.
     #[must_use]
     pub fn unavailable(why: impl Into<String>) -> Self {
-        Self::new(503, "ServiceUnavailable", why)
+        let mut status = Self::new(503, "ServiceUnavailable", why);
+        status.details.retry_after_seconds = 1;
+        status
     }
 
     /// A revision that is not there after waiting for it.

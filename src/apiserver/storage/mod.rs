@@ -8,7 +8,8 @@
 //! - [`cache`]: every object in memory, with the last changes. It follows the store; who must see the newest waits for
 //!   it ([`Storage::fresh`]), which for an embedded store takes no more than a task's turn.
 //!
-//! A write compares the revision it was made for; who loses reads what is there and decides anew.
+//! A write compares the revision it was made for; who loses reads what is there and decides anew. So what is there may
+//! be taken from the cache ([`Storage::known`]), but for what is answered without a write.
 
 pub mod cache;
 mod codec;
@@ -17,8 +18,9 @@ pub(crate) mod keys;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use orlop_rt::{Backoff, CancellationToken, Chain};
-use orlop_store::{Buckets, Compare, Location, Op, Range, Revision, Store, Txn};
+use orlop_store::{Buckets, Compare, Done, Location, Op, Range, Revision, Store, Txn};
 use tokio::sync::{Mutex, Notify};
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
@@ -41,6 +43,13 @@ const COMPACT_EVERY: Duration = Duration::from_secs(300);
 const COMPACT_KEEP: u64 = 1000;
 /// Which of several servers forgets history, as kube-apiservers agree on it.
 const COMPACT_KEY: &str = "compact_rev_key";
+/// Written with each object that takes what there is only once, so that of several servers one does at a time.
+const TURN_KEY: &str = "orlop/turn";
+/// Written for nothing but its event, where an etcd does not tell how far a watch is.
+const MARK_KEY: &str = "/registry/orlop/mark";
+
+/// What is said while the cache does not follow the store.
+const BEHIND: &str = "the store is ahead of what this server has seen of it; try again";
 
 /// The objects of a cluster; cheap to clone.
 #[derive(Clone, Debug)]
@@ -65,6 +74,10 @@ pub struct Stored {
     pub revision: u64,
 }
 
+/// The right to store one object that takes what there is only once, chosen by what the cache had when it was given.
+#[derive(Clone, Copy, Debug)]
+pub struct Turn(Revision);
+
 /// Why a write was not made.
 #[derive(Debug)]
 pub enum Refused {
@@ -72,6 +85,8 @@ pub enum Refused {
     Exists,
     /// It is not as it was expected, but so.
     Changed(Option<Stored>),
+    /// Its turn is over: another server has had one since.
+    Late,
     /// It cannot be made.
     Status(Status),
 }
@@ -93,6 +108,7 @@ fn failed(error: orlop_store::Error) -> Status {
         }
         Error::Future { asked, newest } => Status::too_large_revision(asked.0, newest.0),
         Error::Unavailable { .. } => Status::unavailable(Chain(&error).to_string()),
+        Error::Unknown { .. } => Status::timeout(Chain(&error).to_string()),
         _ => Status::internal(&Chain(&error).to_string()),
     }
 }
@@ -168,6 +184,10 @@ impl Storage {
                 told = watch.next() => told,
                 () = self.0.behind.notified() => match watch.request_progress().await {
                     Ok(()) => continue,
+                    Err(orlop_store::Error::Refused { .. }) => {
+                        self.mark().await;
+                        continue;
+                    }
                     Err(error) => Err(error),
                 },
             };
@@ -196,6 +216,14 @@ impl Storage {
         }
     }
 
+    /// Writes something that the watch tells.
+    async fn mark(&self) {
+        let mark = Op::Put { key: MARK_KEY.into(), value: Bytes::new(), lease: None };
+        if let Err(error) = self.0.store.txn(Txn::default().then([mark])).await {
+            warn!(error = %Chain(&error), "how far the watch of the store is cannot be told");
+        }
+    }
+
     /// Forgets history that is older than [`COMPACT_EVERY`].
     async fn compact(self) {
         let mut then = self.0.cache.revision();
@@ -217,7 +245,7 @@ impl Storage {
                 // Who writes it first in a round does it; all others leave it to them.
                 let known = self.0.store.get(COMPACT_KEY, None).await?;
                 let version = known.map_or(0, |entry| entry.version);
-                let key = bytes::Bytes::from_static(COMPACT_KEY.as_bytes());
+                let key = Bytes::from_static(COMPACT_KEY.as_bytes());
                 let value = now.to_string().into();
                 let txn = Txn::when([Compare::Version(key.clone(), version)]).then([Op::Put {
                     key,
@@ -251,7 +279,7 @@ impl Storage {
         if self.fresh().await? {
             return Ok(());
         }
-        Err(Status::unavailable("the store is ahead of what this server has seen of it; try again"))
+        Err(Status::unavailable(BEHIND))
     }
 
     /// Waits until the cache is at a revision that a client has seen.
@@ -269,12 +297,31 @@ impl Storage {
         if self.0.cache.revision() >= revision {
             return true;
         }
-        if matches!(self.0.store, Store::Etcd(_)) {
+        let mut follow = self.0.cache.follow();
+        let mut reached = async |patience| {
+            let reached = follow.wait_for(|now| *now >= revision);
+            timeout(patience, reached).await.is_ok_and(|reached| reached.is_ok())
+        };
+        if let Store::Etcd(etcd) = &self.0.store {
+            // Most often it is on its way. Telling how far a watch is costs such an etcd a write.
+            if !etcd.tells_progress() && reached(FOLLOW).await {
+                return true;
+            }
             self.0.behind.notify_one();
         }
-        let mut follow = self.0.cache.follow();
-        let reached = follow.wait_for(|now| *now >= revision);
-        timeout(patience, reached).await.is_ok_and(|reached| reached.is_ok())
+        reached(patience).await
+    }
+
+    /// The turn to store one object that takes what there is only once. Everything that others took is in the cache.
+    ///
+    /// # Errors
+    /// As [`Storage::current`].
+    pub async fn turn(&self) -> Result<Turn, Status> {
+        let page = self.0.store.range(Range::key(TURN_KEY)).await.map_err(failed)?;
+        if !self.reach(page.revision.0, WAIT).await {
+            return Err(Status::unavailable(BEHIND));
+        }
+        Ok(Turn(page.entries.first().map_or(Revision::NONE, |entry| entry.modified)))
     }
 
     /// One object as it is.
@@ -290,6 +337,18 @@ impl Storage {
         let key = keys::key(resource, namespace, name);
         let found = self.0.store.get(key, None).await.map_err(failed)?;
         found.map(|entry| stored(resource, &entry)).transpose()
+    }
+
+    /// One object as it was a moment ago; none where it is to be asked for.
+    #[must_use]
+    pub fn known(
+        &self,
+        resource: &'static Resource,
+        namespace: &str,
+        name: &str,
+    ) -> Option<Stored> {
+        let entry = self.0.cache.entry(resource, namespace, name)?;
+        Some(Stored { object: entry.object(), revision: entry.revision })
     }
 
     /// Those selected as they are, or were at a revision, from behind a place on; `limit` at most (0: all).
@@ -338,50 +397,49 @@ impl Storage {
         }
     }
 
-    /// Stores an object that is not there; it goes by itself after `ttl`.
+    /// Stores an object that is as it was at `expected`, or is not there where that is 0; it goes by itself after `ttl`.
+    /// With a turn it takes what there is only once.
     ///
     /// # Errors
     /// [`Refused`].
-    pub async fn create(
+    pub async fn put(
         &self,
-        resource: &'static Resource,
-        namespace: &str,
-        name: &str,
-        object: Object,
-        ttl: Option<Duration>,
-    ) -> Result<Entry, Refused> {
-        let of = resource.stored();
-        let lease = self.lease(ttl).await.map_err(failed)?;
-        let key = keys::key(of, namespace, name);
-        let value = codec::encode(of, object.clone(), self.0.media);
-        match self.0.store.create(key.clone(), value, lease).await {
-            Ok(revision) => Ok(entry(of, &key, revision, object)),
-            Err(orlop_store::Error::Exists { .. }) => Err(Refused::Exists),
-            Err(error) => Err(failed(error).into()),
-        }
-    }
-
-    /// Stores an object that is there as it was at `expected`.
-    ///
-    /// # Errors
-    /// [`Refused`].
-    pub async fn update(
-        &self,
-        resource: &'static Resource,
-        namespace: &str,
-        name: &str,
+        target: (&'static Resource, &str, &str),
         object: Object,
         expected: u64,
         ttl: Option<Duration>,
+        turn: Option<Turn>,
     ) -> Result<Entry, Refused> {
-        let of = resource.stored();
+        let (resource, namespace, name) = target;
+        let (of, expected) = (resource.stored(), Revision(expected));
         let lease = self.lease(ttl).await.map_err(failed)?;
-        let key = keys::key(of, namespace, name);
+        let place = keys::key(of, namespace, name);
+        let key = Bytes::from(place.clone());
         let value = codec::encode(of, object.clone(), self.0.media);
-        match self.0.store.update(key.clone(), value, Revision(expected), lease).await {
-            Ok(revision) => Ok(entry(of, &key, revision, object)),
-            Err(error) => Err(changed(of, error)),
+        let mut txn = Txn::when([Compare::Modified(key.clone(), expected)])
+            .then([Op::Put { key: key.clone(), value, lease }])
+            .or_else([Op::Get(Range::key(key.clone()))]);
+        if let Some(Turn(given)) = turn {
+            let turn = Bytes::from_static(TURN_KEY.as_bytes());
+            txn.when.push(Compare::Modified(turn.clone(), given));
+            txn.then.push(Op::Put { key: turn, value: key, lease: None });
         }
+        let outcome = self.0.store.txn(txn).await.map_err(failed)?;
+        if outcome.succeeded {
+            return Ok(entry(of, &place, outcome.revision, object));
+        }
+        let current = match outcome.results.into_iter().next() {
+            Some(Done::Got(page)) => page.entries.into_iter().next(),
+            _ => None,
+        };
+        let modified = current.as_ref().map_or(Revision::NONE, |entry| entry.modified);
+        if turn.is_some() && modified == expected {
+            return Err(Refused::Late);
+        }
+        if expected == Revision::NONE {
+            return Err(Refused::Exists);
+        }
+        Err(Refused::Changed(current.map(|entry| stored(of, &entry)).transpose()?))
     }
 
     /// Removes an object that is as it was at `expected`.
