@@ -79,6 +79,10 @@ pub async fn found(
     let name = names::node_certificate(&id);
     let certificate = certificates.ensure(state, &name, &profile, &founding.node, now).await?;
 
+    if state.node(&id).await?.is_some() {
+        // All four were written at once.
+        return Ok((certificates, certificate));
+    }
     let roles = NodeRoles {
         consensus_member: Some(ConsensusMember::default()),
         kubernetes_controller: Some(KubernetesController {}),

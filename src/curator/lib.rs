@@ -8,7 +8,8 @@
 //!   [`limits`]: who may ask.
 //! - [`escrow`]: how an owner comes by his certificate. [`certificates`]: the cluster's authority, and what it has issued.
 //! - [`leader`]: which of several curators leads.
-//! - [`membership`]: who keeps the state, once that is an etcd.
+//! - [`standing`]: what a curator is from moment to moment.
+//! - [`membership`], [`consensus`], [`peers`]: who keeps the state, once that is an etcd.
 //! - [`names`]: how nodes are named, and where things lie in the store.
 //! - [`node`]: the other side, on each node.
 //! - [`roster`]: all nodes, for who lists and who watches them. [`filter`]: which of them an operator wants to see.
@@ -25,6 +26,7 @@ pub mod backup;
 pub mod bootstrap;
 pub mod certificates;
 pub mod configuration;
+pub mod consensus;
 pub mod directory;
 pub mod enrol;
 pub mod escrow;
@@ -40,11 +42,13 @@ pub mod moving;
 pub mod names;
 pub mod node;
 pub mod office;
+pub mod peers;
 pub mod register;
 pub mod roles;
 pub mod roster;
 pub mod run;
 pub mod server;
+pub mod standing;
 pub mod state;
 pub mod ticket;
 

@@ -97,6 +97,19 @@ pub async fn pending(store: &Store) -> Result<Option<Move>, Failure> {
     Ok(Some(Move { id, to, left }))
 }
 
+/// Can a store be filled?
+///
+/// # Errors
+/// It has a cluster, or a part of one; it does not answer.
+pub async fn check(target: &Store, name: &Location) -> Result<(), Failure> {
+    for namespace in NAMESPACES {
+        if !target.range(namespace.range("").limit(1)).await?.entries.is_empty() {
+            return Err(Failure::NotEmpty(name.to_string()));
+        }
+    }
+    Ok(())
+}
+
 /// Begins a move, or gives the one that was begun: from here on nothing is written into the store.
 ///
 /// # Errors

@@ -112,10 +112,19 @@ pub const REGISTERED: &str = "/x/registered/";
 /// Ours: beneath it when a node was committed, in seconds since 1970.
 pub const COMMITTED: &str = "/x/committed/";
 
+/// Ours: beneath it where a curator is, as its address and port.
+pub const ENDPOINTS: &str = "/x/curators/";
+
 /// Where a node is.
 #[must_use]
 pub fn node(id: &NodeId) -> String {
     format!("{NODES}{id}")
+}
+
+/// Where a node's curator says where it is.
+#[must_use]
+pub fn endpoint(id: &NodeId) -> String {
+    format!("{ENDPOINTS}{id}")
 }
 
 /// Where the owner of a join key is.

@@ -9,6 +9,7 @@ use tokio::time::sleep;
 use tracing::warn;
 
 use crate::certificates::Certificates;
+use crate::consensus::Consensus;
 use crate::enrol;
 use crate::health::Heartbeats;
 use crate::known::Known;
@@ -29,6 +30,8 @@ pub struct Office {
     pub state: State,
     /// The cluster's authority.
     pub certificates: Certificates,
+    /// Who keeps the cluster's state.
+    pub consensus: Consensus,
     /// What is known without asking the store.
     pub known: Known,
     /// All nodes.
@@ -68,6 +71,7 @@ impl Office {
         own: NodeId,
         state: State,
         certificates: Certificates,
+        consensus: Consensus,
     ) -> Result<Self, Failure> {
         let known = Known::open(state.store(), certificates.authority()).await?;
         let roster = Roster::open(state.store()).await?;
@@ -76,6 +80,7 @@ impl Office {
             own,
             state,
             certificates,
+            consensus,
             known,
             roster,
             heartbeats: Heartbeats::new(now),

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use orlop_config::parameters::{NodeParameters, Task};
 use orlop_pki::cluster::{KEY_LENGTH, Profile, RawKey};
 use orlop_pki::encoding;
@@ -24,13 +24,15 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tracing::info;
 
-use crate::api::{Leader, Local};
+use crate::api::Local;
+use crate::backup;
 use crate::bootstrap::{self, Founding};
 use crate::certificates::{self, Certificates};
 use crate::configuration;
+use crate::moving;
 use crate::names::{self, NodeId};
-use crate::office::Office;
-use crate::server::{self, Personality};
+use crate::server;
+use crate::standing::{self, Standing};
 use crate::state::{Failure, State};
 
 /// Where every curator listens.
@@ -43,19 +45,22 @@ const TPM: &str = "/dev/tpmrm0";
 #[command(name = "curator", version = orlop_rt::version::TAG, about)]
 pub struct Options {
     /// The folder that is the curator's alone; its node's keys and certificates are in credentials/ beneath it
-    #[arg(long, value_name = "FOLDER", default_value = "/var/lib/orlop/curator")]
+    #[arg(long, global = true, value_name = "FOLDER", default_value = "/var/lib/orlop/curator")]
     pub data_dir: PathBuf,
     /// Where the cluster's state is: embedded:///PATH or etcd://HOST:PORT,HOST:PORT; else a file in the data folder
-    #[arg(long, value_name = "URL")]
+    #[arg(long, global = true, value_name = "URL")]
     pub store: Option<Location>,
+    /// The etcd that the cluster's state moves to from a store of the node's own when a second node shall keep it
+    #[arg(long, value_name = "URL", value_parser = etcd)]
+    pub move_to: Option<Location>,
     /// The authority of etcd's certificates, in PEM
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE")]
     pub etcd_cafile: Option<PathBuf>,
     /// The certificate that etcd is shown, in PEM
-    #[arg(long, value_name = "FILE", requires = "etcd_keyfile")]
+    #[arg(long, global = true, value_name = "FILE", requires = "etcd_keyfile")]
     pub etcd_certfile: Option<PathBuf>,
     /// Its key, in PEM
-    #[arg(long, value_name = "FILE", requires = "etcd_certfile")]
+    #[arg(long, global = true, value_name = "FILE", requires = "etcd_certfile")]
     pub etcd_keyfile: Option<PathBuf>,
     /// Where to listen; [::] takes IPv4 as well, port 0 is any that is free
     #[arg(long, value_name = "ADDRESS", default_value_t = (Ipv6Addr::UNSPECIFIED, PORT).into())]
@@ -81,8 +86,35 @@ pub struct Options {
     #[arg(long, value_name = "DOMAIN", requires = "owner", default_value = configuration::DOMAIN)]
     pub domain: String,
     /// Log more
-    #[arg(long)]
+    #[arg(long, global = true)]
     pub debug: bool,
+    /// Done instead, and over; the curator of an embedded store must not run meanwhile
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What is done with the store while no curator runs, or beside it.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Write all that the curator keeps, its authority's key among it, into one file
+    Backup {
+        /// Which; - is standard output
+        file: PathBuf,
+    },
+    /// Fill a store that has no cluster from such a file
+    Restore {
+        /// Which; - is standard input
+        file: PathBuf,
+    },
+    /// Move the cluster's state from an embedded store to an etcd that has none; it can be repeated
+    Move {
+        /// The etcd
+        #[arg(long, value_name = "URL", value_parser = etcd)]
+        to: Location,
+        /// Take a move back that was begun and has not come to its end
+        #[arg(long)]
+        give_up: bool,
+    },
 }
 
 /// Why it stops.
@@ -122,6 +154,26 @@ pub enum Error {
     /// The store.
     #[error(transparent)]
     Store(#[from] orlop_store::Error),
+    /// The store is not to be used.
+    #[error(transparent)]
+    Standing(#[from] standing::Error),
+    /// It cannot be copied into a file, or filled from one.
+    #[error(transparent)]
+    Backup(#[from] backup::Error),
+    /// It does not move.
+    #[error(transparent)]
+    Moving(#[from] moving::Failure),
+    /// To another one.
+    #[error("the state was on its way to {0}, not to {1}; name that one")]
+    ElsewhereTo(Location, Location),
+    /// It came to its end.
+    #[error(
+        "the state has arrived at {0}, and is not taken back; start the curator with --store {0}"
+    )]
+    Arrived(Location),
+    /// An etcd is where state moves to.
+    #[error("{0} is an etcd already; name the embedded store with --store or --data-dir")]
+    NotEmbedded(Location),
     /// The cluster's state.
     #[error(transparent)]
     State(#[from] Failure),
@@ -154,8 +206,69 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Err(code) => return code,
     };
     orlop_telemetry::to_stderr(options.debug);
-    let run = |shutdown| async { Curator::open(options).await?.serve(shutdown).await };
+    let run = |shutdown| async {
+        match options.command.clone() {
+            None => Curator::open(options).await?.serve(shutdown).await,
+            Some(command) => carry_out(&options, command).await,
+        }
+    };
     orlop_rt::exit("curator", orlop_rt::run_daemon(Error::Runtime, run))
+}
+
+/// Does what a command says.
+async fn carry_out(options: &Options, command: Command) -> Result<(), Error> {
+    let (location, tls) = (location(options), etcd_tls(options)?);
+    match command {
+        Command::Backup { file } => {
+            let store = standing::open(&location, tls.as_ref()).await?;
+            let revision = backup::write(&store, &file).await?;
+            info!(%location, revision = revision.0, file = %file.display(), "the cluster's state is saved");
+            store.close().await;
+        }
+        Command::Restore { file } => {
+            let store = Store::open(&location, tls, Limits::default()).await?;
+            let keys = backup::restore(&store, &location, &file).await?;
+            info!(%location, keys, "the cluster's state is restored");
+            store.close().await;
+        }
+        Command::Move { to, give_up } => {
+            let store = Store::open(&location, tls.clone(), Limits::default()).await?;
+            if matches!(store, Store::Etcd(_)) {
+                return Err(Error::NotEmbedded(location));
+            }
+            let target = Store::open(&to, tls, Limits::default()).await?;
+            let begun = match moving::pending(&store).await? {
+                Some(begun) if begun.to != to => return Err(Error::ElsewhereTo(begun.to, to)),
+                Some(begun) => begun,
+                None if give_up => return Ok(()),
+                None => {
+                    moving::check(&target, &to).await?;
+                    moving::begin(&store, &to).await?
+                }
+            };
+            if !give_up {
+                moving::finish(&store, &target, &begun).await?;
+            } else if !moving::give_up(&store, &target, &begun).await? {
+                return Err(Error::Arrived(to));
+            }
+            store.close().await;
+        }
+    }
+    Ok(())
+}
+
+fn location(options: &Options) -> Location {
+    let own = || Location::Embedded(options.data_dir.join("store"));
+    options.store.clone().unwrap_or_else(own)
+}
+
+/// A place that is an etcd.
+fn etcd(text: &str) -> Result<Location, String> {
+    match text.parse() {
+        Ok(location @ Location::Etcd(_)) => Ok(location),
+        Ok(Location::Embedded(_)) => Err("it is no etcd; write etcd://HOST:PORT,…".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// A curator whose port is open and whose store is read.
@@ -163,8 +276,10 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
 pub struct Curator {
     own: NodeId,
     external: Option<IpAddr>,
-    state: State,
+    store: Store,
     certificates: Certificates,
+    to: Option<Location>,
+    tls: Option<EtcdTls>,
     listener: TcpListener,
     address: SocketAddr,
     config: Arc<ServerConfig>,
@@ -186,11 +301,9 @@ impl Curator {
         let key = own_key(&credentials.join("cert-key.pem"))?;
         let own = NodeId::of_key(&key.public());
 
-        let location = options.store.clone();
-        let location =
-            location.unwrap_or_else(|| Location::Embedded(options.data_dir.join("store")));
-        let store = Store::open(&location, etcd_tls(&options)?, Limits::default()).await?;
-        let state = State::new(store, None);
+        let tls = etcd_tls(&options)?;
+        let store = standing::open(&location(&options), tls.as_ref()).await?;
+        let state = State::new(store.clone(), None);
         let founding = match founding(&options)? {
             Some(mut founding) => {
                 founding.node = key.public();
@@ -222,7 +335,8 @@ impl Curator {
         let listener = tls::listen(options.listen).await.map_err(Error::Listen)?;
         let address = listener.local_addr().map_err(Error::Listen)?;
         let external = options.external_address;
-        Ok(Self { own, external, state, certificates, listener, address, config })
+        let to = options.move_to;
+        Ok(Self { own, external, store, certificates, to, tls, listener, address, config })
     }
 
     /// Where it listens.
@@ -242,22 +356,19 @@ impl Curator {
     /// # Errors
     /// The store does not answer.
     pub async fn serve(self, shutdown: CancellationToken) -> Result<(), Error> {
-        let Self { own, external, state, certificates, listener, address, config } = self;
-        let host = external.map(|address| address.to_string());
-        let leader = Leader { id: own.clone(), host, port: address.port() };
-        let (_standing, standing) = watch::channel(Some(leader));
-        let local = Local::new(own.clone(), certificates.authority(), standing);
-        let office = Arc::new(Office::open(own, state, certificates).await?);
-        let left = shutdown.child_token();
-        let personality = Personality::leader(Arc::clone(&office), local, left);
-        let (_face, faces) = watch::channel(personality);
+        let Self { own, external, store, certificates, to, tls, listener, address, config } = self;
+        let port = address.port();
+        let (leaders, told) = watch::channel(None);
+        let local = Local::new(own.clone(), certificates.authority(), told);
+        let (faces, face) = watch::channel(standing::first_face(&local));
         let (_config, configs) = watch::channel(config);
-        info!(%address, node = %office.own, "the cluster API is served");
-        tokio::select! {
-            () = server::serve(listener, configs, faces, shutdown) => {}
-            () = office.follow() => {}
-        }
-        office.state.store().close().await;
+        info!(%address, node = %own, "the cluster API is served");
+        let standing =
+            Standing { own, external, port, certificates, to, tls, leaders, local, faces };
+        tokio::join!(
+            server::serve(listener, configs, face, shutdown.clone()),
+            standing.run(store, shutdown),
+        );
         Ok(())
     }
 }

@@ -11,7 +11,7 @@ use orlop_store::{Compare, Done, Entry, Op, Outcome, Range, Revision, Store, Txn
 use prost::Message;
 
 use crate::moving::MOVING;
-use crate::names::{self, CURATOR, NodeId};
+use crate::names::{self, CURATOR, Namespace, NodeId};
 
 /// What the leader holds as long as it leads.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -65,10 +65,17 @@ pub struct Stored<T> {
 }
 
 /// Changes that are made together or not at all.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Changes {
+    namespace: Namespace,
     when: Vec<Compare>,
     then: Vec<Op>,
+}
+
+impl Default for Changes {
+    fn default() -> Self {
+        Self::within(CURATOR)
+    }
 }
 
 impl Changes {
@@ -78,17 +85,27 @@ impl Changes {
         Self::default()
     }
 
+    /// Nothing yet, of another namespace than the curator's.
+    #[must_use]
+    pub fn within(namespace: Namespace) -> Self {
+        Self { namespace, when: Vec::new(), then: Vec::new() }
+    }
+
     /// Only if `path` is as it was then; [`Revision::NONE`]: is not there.
     #[must_use]
     pub fn if_unchanged(mut self, path: &str, modified: Revision) -> Self {
-        self.when.push(Compare::Modified(CURATOR.key(path).into(), modified));
+        self.when.push(Compare::Modified(self.namespace.key(path).into(), modified));
         self
     }
 
     /// Write bytes.
     #[must_use]
     pub fn put(mut self, path: &str, value: impl Into<Bytes>) -> Self {
-        self.then.push(Op::Put { key: CURATOR.key(path).into(), value: value.into(), lease: None });
+        self.then.push(Op::Put {
+            key: self.namespace.key(path).into(),
+            value: value.into(),
+            lease: None,
+        });
         self
     }
 
@@ -109,7 +126,7 @@ impl Changes {
     /// Remove a key.
     #[must_use]
     pub fn remove(mut self, path: &str) -> Self {
-        self.then.push(Op::Delete(Range::key(CURATOR.key(path))));
+        self.then.push(Op::Delete(Range::key(self.namespace.key(path))));
         self
     }
 }
@@ -147,7 +164,19 @@ impl State {
     /// # Errors
     /// [`Failure::NotLeading`], [`Failure::Store`].
     pub async fn bytes(&self, path: &str) -> Result<Option<Stored<Bytes>>, Failure> {
-        let (mut entries, _) = self.range(Range::key(CURATOR.key(path))).await?;
+        self.bytes_within(CURATOR, path).await
+    }
+
+    /// As [`State::bytes`], of another namespace than the curator's.
+    ///
+    /// # Errors
+    /// As [`State::bytes`].
+    pub async fn bytes_within(
+        &self,
+        namespace: Namespace,
+        path: &str,
+    ) -> Result<Option<Stored<Bytes>>, Failure> {
+        let (mut entries, _) = self.range(Range::key(namespace.key(path))).await?;
         Ok(entries.pop().map(|entry| Stored { value: entry.value, modified: entry.modified }))
     }
 
@@ -202,7 +231,7 @@ impl State {
     }
 
     async fn range(&self, range: Range) -> Result<(Vec<Entry>, Revision), Failure> {
-        let changes = Changes { when: Vec::new(), then: vec![Op::Get(range)] };
+        let changes = Changes { then: vec![Op::Get(range)], ..Changes::new() };
         let mut outcome = self.guarded(changes).await?.ok_or(Failure::NotLeading)?;
         match outcome.results.pop() {
             Some(Done::Got(page)) => Ok((page.entries, outcome.revision)),
@@ -216,7 +245,7 @@ impl State {
     /// With the lock compared; `None` if a comparison failed.
     async fn guarded(
         &self,
-        Changes { mut when, then }: Changes,
+        Changes { mut when, then, .. }: Changes,
     ) -> Result<Option<Outcome>, Failure> {
         match &self.lock {
             Some(lock) => when.push(Compare::Created(lock.key.clone(), lock.created)),

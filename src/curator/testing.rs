@@ -24,6 +24,7 @@ use tonic::transport::Channel;
 use crate::api::{Leader, Local};
 use crate::bootstrap::{self, Founding};
 use crate::configuration;
+use crate::consensus::Consensus;
 use crate::names::{self, NodeId};
 use crate::office::Office;
 use crate::server::{self, Personality};
@@ -90,7 +91,8 @@ impl Cluster {
         let leader = Leader { id: own.clone(), host: None, port };
         let (standing, stands) = watch::channel(Some(leader));
         let local = Local::new(own.clone(), certificates.authority(), stands);
-        let office = Office::open(own, state, certificates).await.expect("an office");
+        let consensus = Consensus::of(state.store(), None);
+        let office = Office::open(own, state, certificates, consensus).await.expect("an office");
         let (office, left) = (Arc::new(office), CancellationToken::new());
         let personality = Personality::leader(Arc::clone(&office), local, left.clone());
         let (face, faces) = watch::channel(personality);

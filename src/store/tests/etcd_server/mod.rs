@@ -70,6 +70,12 @@ impl Server {
         Self { child, port, _folder: folder }
     }
 
+    /// Of its process.
+    #[allow(dead_code, reason = "not all of those who use it stop it")]
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// As a store is named.
     pub(crate) fn url(&self) -> String {
         format!("etcd://127.0.0.1:{}", self.port)
