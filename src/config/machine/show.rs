@@ -1,7 +1,11 @@
 //! A configuration as people may see it: without its secrets.
 
+use std::fmt::Write as _;
+
 use serde_yaml::Value;
-use similar::TextDiff;
+use similar::algorithms::{Capture, Compact, Replace, myers};
+use similar::udiff::UnifiedHunkHeader;
+use similar::{DiffOp, group_diff_ops};
 
 use super::MachineConfig;
 use crate::document::{Path, Step, is_secret, to_yaml};
@@ -21,10 +25,44 @@ impl MachineConfig {
     /// `[redacted, changed]`. Empty when nothing would change.
     #[must_use]
     pub fn diff(&self, new: &Self) -> String {
-        let (old, new) = (redacted(self, None), redacted(new, Some(self)));
-        let diff = TextDiff::from_lines(&old, &new);
-        diff.unified_diff().header("running", "new").to_string()
+        unified("running", &redacted(self, None), "new", &redacted(new, Some(self)))
     }
+}
+
+/// Lines of context around a change.
+const CONTEXT: usize = 3;
+
+/// What changes from one text to another, whose lines all end; empty when nothing does. As `similar::TextDiff` has it, but
+/// with one algorithm, where that brings all of them into the binary.
+fn unified(old_name: &str, old: &str, new_name: &str, new: &str) -> String {
+    let (old, new): (Vec<_>, Vec<_>) = (old.lines().collect(), new.lines().collect());
+    let mut found = Compact::new(Replace::new(Capture::new()), &old, &new);
+    let Ok(()) = myers::diff(&mut found, &old, 0..old.len(), &new, 0..new.len());
+    let mut text = String::new();
+    for hunk in group_diff_ops(found.into_inner().into_inner().into_ops(), CONTEXT) {
+        if hunk.is_empty() {
+            continue;
+        }
+        if text.is_empty() {
+            text = format!("--- {old_name}\n+++ {new_name}\n");
+        }
+        // Text takes what is written.
+        let _ = writeln!(text, "{}", UnifiedHunkHeader::new(&hunk));
+        for op in hunk {
+            let mut tell = |mark, lines: &[&str]| {
+                for line in lines {
+                    let _ = writeln!(text, "{mark}{line}");
+                }
+            };
+            if let DiffOp::Equal { old_index, len, .. } = op {
+                tell(' ', &old[old_index..old_index + len]);
+            } else {
+                tell('-', &old[op.old_range()]);
+                tell('+', &new[op.new_range()]);
+            }
+        }
+    }
+    text
 }
 
 fn redacted(config: &MachineConfig, other: Option<&MachineConfig>) -> String {
