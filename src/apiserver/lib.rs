@@ -43,6 +43,7 @@ pub mod loops;
 pub mod metrics;
 pub mod object;
 pub mod openapi;
+mod packed;
 pub mod protobuf;
 pub mod quantity;
 mod random;

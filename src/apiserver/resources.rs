@@ -5,6 +5,7 @@
 
 use std::sync::LazyLock;
 
+use crate::packed::unpacked;
 use crate::schema::{SCHEMA, TypeId};
 
 /// All of them, groups together, in the order of the table.
@@ -124,7 +125,7 @@ pub fn find(group: &str, version: &str, plural: &str) -> Option<&'static Resourc
 }
 
 fn read() -> Vec<Resource> {
-    include_str!("schema/resources.tsv").lines().enumerate().map(read_row).collect()
+    unpacked!("resources.tsv").lines().enumerate().map(read_row).collect()
 }
 
 fn read_row((index, line): (usize, &'static str)) -> Resource {

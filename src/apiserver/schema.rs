@@ -7,6 +7,8 @@
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
+use crate::packed::unpacked;
+
 /// All types.
 pub static SCHEMA: LazyLock<Schema> = LazyLock::new(Schema::read);
 
@@ -159,7 +161,7 @@ impl Schema {
 
     fn read() -> Self {
         let rows = || {
-            [include_str!("schema/meta.tsv"), include_str!("schema/fields.tsv")]
+            [unpacked!("meta.tsv"), unpacked!("fields.tsv")]
                 .into_iter()
                 .flat_map(str::lines)
                 .map(|line| line.split('\t').collect::<Vec<_>>())
@@ -186,7 +188,7 @@ impl Schema {
             }
         }
         for of in &mut schema.types {
-            of.fields.sort_by_key(|field| field.number);
+            orlop_rt::sort_by_key(&mut of.fields, |field| field.number);
         }
         for id in 0..schema.types.len() {
             schema.types[id].by_json = schema.ways(id);

@@ -19,9 +19,9 @@ use super::Rule;
 use super::rbac::GROUP;
 use super::rule::uncovered;
 use crate::object::{Object, at, items, metadata, text};
+use crate::packed::unpacked;
 use crate::resources::{RESOURCES, Resource};
 
-const TABLE: &str = include_str!("bootstrap.txt");
 /// What a role has that must be left as it is: `"false"`.
 const AUTOUPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
 
@@ -170,7 +170,9 @@ fn add_selectors(object: &mut Object, wanted: &Object) {
 /// The roles, then the bindings.
 fn roles() -> Vec<Value> {
     let (mut roles, mut bindings): (Vec<Value>, Vec<Value>) = (Vec::new(), Vec::new());
-    for line in TABLE.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+    for line in
+        unpacked!("bootstrap.txt").lines().filter(|line| !line.is_empty() && !line.starts_with('#'))
+    {
         if let Some(line) = line.strip_prefix('\t') {
             let role = roles.last_mut().expect("a rule follows its role");
             role["rules"].as_array_mut().expect("it begins as a list").push(rule(line));

@@ -13,6 +13,7 @@ use serde_json::{Map, Value, json};
 
 use crate::json::empty;
 use crate::object::{Object, at, at_mut, text};
+use crate::packed::unpacked;
 use crate::quantity::Quantity;
 use crate::resources::Resource;
 use crate::schema::{Kind, SCHEMA, Shape, TypeId};
@@ -75,7 +76,7 @@ static HOOKS: LazyLock<HashMap<TypeId, Hook>> = LazyLock::new(|| {
 
 fn read() -> HashMap<TypeId, Vec<Rule>> {
     let mut rules: HashMap<TypeId, Vec<Rule>> = HashMap::new();
-    for line in include_str!("defaults.tsv").lines() {
+    for line in unpacked!("defaults.tsv").lines() {
         let columns: Vec<&str> = line.split('\t').collect();
         let &[place, name, path, value, conditions] = &columns[..] else {
             unreachable!("a row of the defaults has five columns: {line:?}");

@@ -20,6 +20,7 @@ use serde_json::{Map, Value};
 
 use self::names::Form;
 use crate::object::Object;
+use crate::packed::unpacked;
 use crate::quantity::Quantity;
 use crate::resources::Resource;
 use crate::schema::{Kind, SCHEMA, Shape, TypeId};
@@ -102,7 +103,7 @@ enum Rule {
 
 static ROWS: LazyLock<HashMap<TypeId, Vec<Row>>> = LazyLock::new(|| {
     let mut rows: HashMap<TypeId, Vec<Row>> = HashMap::new();
-    for line in include_str!("rules.tsv").lines() {
+    for line in unpacked!("rules.tsv").lines() {
         let columns: Vec<&str> = line.split('\t').collect();
         let &[place, name, field, rule, argument] = &columns[..] else {
             unreachable!("a row of the rules has five columns: {line:?}");
