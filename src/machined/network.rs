@@ -74,9 +74,9 @@ mod tests {
     use futures_util::{StreamExt as _, stream};
     use orlop_proto::orlop::inside::network_news_server::{NetworkNews, NetworkNewsServer};
     use orlop_proto::orlop::v1alpha1::{NetworkChange, NetworkEvent};
+    use orlop_rpc::Routes;
     use prost::Message as _;
     use tonic::codegen::BoxStream;
-    use tonic::service::Routes;
     use tonic::{Request, Response};
 
     use super::*;

@@ -11,11 +11,11 @@ use orlop_proto::network::{self, AddressFamily};
 use orlop_proto::orlop::inside;
 use orlop_proto::orlop::inside::network_news_server::{NetworkNews, NetworkNewsServer};
 use orlop_proto::orlop::v1alpha1 as orlop;
+use orlop_rpc::Routes;
 use orlop_rt::{CancellationToken, Chain};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, watch};
 use tonic::codegen::BoxStream;
-use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 use tracing::warn;
 

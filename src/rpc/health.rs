@@ -16,8 +16,9 @@ use orlop_rt::CancellationToken;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::IntervalStream;
 use tonic::codegen::BoxStream;
-use tonic::service::Routes;
 use tonic::{Request, Response, Status};
+
+use crate::Routes;
 
 /// Calls under way may take so long to end when the daemon does.
 const GRACE: Duration = Duration::from_secs(2);

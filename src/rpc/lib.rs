@@ -12,6 +12,7 @@
 //! - [`watch`]: tells a flood of a client's by the heads of its frames.
 //! - [`access`]: one line of log for each call.
 //! - [`board`]: how a daemon in a pod is, for Kubernetes' probes.
+//! - [`Routes`]: several services behind one socket.
 //! - [`health`]: what daemons that machined asks how they are serve.
 //!
 //! What gRPC itself needs (codecs, generated services) is tonic's. This crate settles what all our
@@ -31,6 +32,7 @@ pub mod places;
 pub mod proxy;
 mod rate;
 pub mod renewed;
+mod routes;
 mod serve;
 pub mod tls;
 pub mod unix;
@@ -41,6 +43,7 @@ use std::time::Duration;
 use http::Uri;
 use tonic::transport::{Endpoint, Server};
 
+pub use crate::routes::Routes;
 pub use crate::serve::{Limits, serve, serve_within};
 
 /// The longest message, in bytes, that any of our servers and proxies takes (what stock clients of

@@ -138,8 +138,7 @@ pub async fn serve_within<S, I, IO>(
                 Some(_) = connections.join_next() => {}
                 Some(accepted) = incoming.next() => match accepted {
                     Ok(io) => {
-                        let stop = shutdown.clone();
-                        connections.spawn(connection(limits, io, service.clone(), stop));
+                        connections.spawn(begin(limits, io, service.clone(), shutdown.clone()));
                     }
                     Err(error) => debug!(%error, "a connection was not accepted"),
                 },
@@ -155,7 +154,21 @@ pub async fn serve_within<S, I, IO>(
     }
 }
 
-async fn connection<S, IO>(limits: Limits, io: IO, service: S, stop: CancellationToken)
+/// What a connection carries bytes over, whatever it is.
+trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
+
+type Answering = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+/// How a service answers on a connection, whatever they are: HTTP/2 is compiled once for all of them.
+type Answers = Box<dyn Fn(Request<Body>) -> Answering + Send>;
+
+/// A connection, and what is served on it.
+fn begin<S, IO>(
+    limits: Limits,
+    io: IO,
+    service: S,
+    stop: CancellationToken,
+) -> impl Future<Output = ()> + Send
 where
     S: Service<Request<Body>, Response = Response<Body>> + Clone + Send + 'static,
     S::Future: Send,
@@ -163,6 +176,22 @@ where
     IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
 {
     let caller = io.connect_info();
+    let conduct = peer(&caller).cloned();
+    let answers = move |mut request: Request<Body>| {
+        request.extensions_mut().insert(caller.clone());
+        // On the heap at once: hyper moves it about on its way into a task.
+        Box::pin(answer(service.clone(), request)) as Answering
+    };
+    connection(limits, Box::new(io), conduct, Box::new(answers), stop)
+}
+
+async fn connection(
+    limits: Limits,
+    io: Box<dyn Wire>,
+    conduct: Option<Peer>,
+    answers: Answers,
+    stop: CancellationToken,
+) {
     let opened = tokio::select! {
         opened = timeout(PREFACE_LIMIT, Opened::new(io)) => opened,
         () = stop.cancelled() => return,
@@ -170,13 +199,7 @@ where
     let Ok(Ok(io)) = opened else {
         return debug!("a connection that says nothing is closed");
     };
-    let conduct = caller.clone();
-    let answer = service_fn(move |request: Request<Incoming>| {
-        let mut request = request.map(Body::new);
-        request.extensions_mut().insert(caller.clone());
-        // On the heap at once: hyper moves it about on its way into a task.
-        Box::pin(answer(service.clone(), request))
-    });
+    let answer = service_fn(move |request: Request<Incoming>| answers(request.map(Body::new)));
     let mut serving = pin!(limits.builder().serve_connection(TokioIo::new(io), answer));
     let aged = async {
         match limits.age {
@@ -188,7 +211,7 @@ where
         served = &mut serving => {
             if let Err(error) = served {
                 debug!(error = %orlop_rt::Chain(&error), "a connection ended");
-                if let (true, Some(peer)) = (is_cut(&error), peer(&conduct)) {
+                if let (true, Some(peer)) = (is_cut(&error), &conduct) {
                     peer.broke_the_rules();
                 }
             }

@@ -9,11 +9,11 @@ use orlop_proto::orlop::v1alpha1 as orlop;
 use orlop_proto::orlop::v1alpha1::clock_service_server::{ClockService, ClockServiceServer};
 use orlop_proto::time::time_service_server::{TimeService, TimeServiceServer};
 use orlop_proto::time::{Time, TimeRequest, TimeResponse};
+use orlop_rpc::Routes;
 use orlop_rt::CancellationToken;
 use prost_types::Timestamp;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
-use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
 use crate::Error;

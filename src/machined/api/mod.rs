@@ -41,10 +41,10 @@ use orlop_proto::machine::machine_service_server::MachineServiceServer;
 use orlop_proto::machine::{CopyRequest, Memory, MemoryResponse};
 use orlop_proto::orlop::v1alpha1::node_service_server::NodeServiceServer;
 use orlop_proto::storage::storage_service_server::StorageServiceServer;
+use orlop_rpc::Routes;
 use orlop_rt::CancellationToken;
 use tokio::task::spawn_blocking;
 use tonic::codec::CompressionEncoding;
-use tonic::service::Routes;
 use tonic::{Response, Status};
 
 pub(crate) use threads::Threads;

@@ -11,13 +11,13 @@ use orlop_proto::machine::machine_service_server::{MachineService, MachineServic
 use orlop_proto::machine::{ServiceHealth, ServiceList, ServiceListResponse};
 use orlop_proto::orlop::v1alpha1::node_service_server::{NodeService, NodeServiceServer};
 use orlop_proto::orlop::v1alpha1::{Timeline, TimelineResponse};
+use orlop_rpc::Routes;
 use orlop_rpc::tls::{incoming, listen};
 use orlop_rt::CancellationToken;
 use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tonic::body::Body;
-use tonic::service::Routes;
 
 use super::*;
 
