@@ -72,7 +72,7 @@ impl Roles {
 
     fn collect(roles: impl IntoIterator<Item = String>) -> Self {
         let mut roles: Vec<_> = roles.into_iter().filter(|role| !is_blank(role)).collect();
-        roles.sort();
+        orlop_rt::sort(&mut roles);
         roles.dedup();
         Self(roles.into())
     }

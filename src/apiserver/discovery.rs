@@ -143,7 +143,7 @@ fn group_names() -> Vec<&'static str> {
 fn versions(group: &str) -> Vec<&'static str> {
     let of_group = RESOURCES.iter().filter(|resource| resource.group == group);
     let mut versions: Vec<&str> = of_group.map(|resource| resource.version).collect();
-    versions.sort_by(|a, b| b.cmp(a));
+    orlop_rt::sort_by(&mut versions, |a, b| b.cmp(a));
     versions.dedup();
     versions
 }

@@ -146,7 +146,7 @@ impl Clause<'_> {
 }
 
 fn sort(clauses: &mut [Clause<'_>]) {
-    clauses.sort_by_key(|clause| {
+    orlop_rt::sort_by_key(clauses, |clause| {
         let pattern =
             usize::from(clause.range.ends_with("/*")) + usize::from(clause.range == "*/*");
         (1000 - clause.quality, pattern)

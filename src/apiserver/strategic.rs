@@ -241,7 +241,7 @@ fn reorder(items: &mut Vec<Value>, order: &[Value], field: &Field) {
     let place = |item: &Value| order.iter().position(|place| is_named(item, place, field));
     let (mut named, others): (Vec<_>, Vec<_>) =
         items.drain(..).enumerate().partition(|(_, item)| place(item).is_some());
-    named.sort_by_key(|(_, item)| place(item));
+    orlop_rt::sort_by_key(&mut named, |(_, item)| place(item));
     // An item that is not named goes before the first named one that was behind it.
     let mut others = others.into_iter().peekable();
     for (was, item) in named {

@@ -24,7 +24,7 @@ pub struct Problems {
 
 impl Problems {
     pub(crate) fn new(file: &str, mut list: Vec<Problem>) -> Self {
-        list.sort_by_key(|problem| problem.position);
+        orlop_rt::sort_by_key(&mut list, |problem| problem.position);
         Self { file: file.to_owned(), list }
     }
 

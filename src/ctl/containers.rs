@@ -70,7 +70,9 @@ pub(crate) fn containers(answers: &[Answer<Container>]) -> Table {
     let mut table = Table::new(CONTAINERS);
     for Answer { node, message } in answers {
         let mut containers: Vec<_> = message.containers.iter().collect();
-        containers.sort_by(|a, b| (&a.namespace, &a.id).cmp(&(&b.namespace, &b.id)));
+        orlop_rt::sort_by(&mut containers, |a, b| {
+            (&a.namespace, &a.id).cmp(&(&b.namespace, &b.id))
+        });
         for container in containers {
             table.push([
                 Cell::text(node),
@@ -97,7 +99,7 @@ fn usage(answers: Vec<Answer<Stats>>) -> Table {
     let mut table = Table::new(STATS);
     for Answer { node, message } in answers {
         let mut stats = message.stats;
-        stats.sort_by(|a, b| (&a.namespace, &a.id).cmp(&(&b.namespace, &b.id)));
+        orlop_rt::sort_by(&mut stats, |a, b| (&a.namespace, &a.id).cmp(&(&b.namespace, &b.id)));
         for stat in stats {
             let hundredths = (u128::from(stat.memory_usage) + 5_000) / 10_000;
             let memory = format!("{}.{:02}", hundredths / 100, hundredths % 100);

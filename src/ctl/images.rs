@@ -259,7 +259,7 @@ fn table(images: &[(String, ImageServiceListResponse)]) -> Table {
         });
         let mut labels: Vec<_> =
             image.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
-        labels.sort();
+        orlop_rt::sort(&mut labels);
         table.push([
             Cell::text(node),
             Cell::text(&image.name),

@@ -81,10 +81,14 @@ pub(crate) fn table(answers: &[Answer<Process>], sort: Sort) -> Table {
     let mut table = Table::new(COLUMNS);
     for Answer { node, message } in answers {
         let mut processes: Vec<_> = message.processes.iter().collect();
-        processes.sort_by_key(|process| process.pid);
+        orlop_rt::sort_by_key(&mut processes, |process| process.pid);
         match sort {
-            Sort::Rss => processes.sort_by_key(|process| Reverse(process.resident_memory)),
-            Sort::Cpu => processes.sort_by(|a, b| b.cpu_time.total_cmp(&a.cpu_time)),
+            Sort::Rss => {
+                orlop_rt::sort_by_key(&mut processes, |process| Reverse(process.resident_memory))
+            }
+            Sort::Cpu => {
+                orlop_rt::sort_by(&mut processes, |a, b| b.cpu_time.total_cmp(&a.cpu_time))
+            }
         }
         for process in processes {
             table.push([

@@ -35,7 +35,7 @@ fn blame(spans: &mut Vec<Span>) {
     spans.retain(|span| {
         matches!(span.kind(), Kind::Kernel | Kind::Init | Kind::Task | Kind::Service)
     });
-    spans.sort_by_key(|span| std::cmp::Reverse(span.duration_ns));
+    orlop_rt::sort_by_key(spans, |span| std::cmp::Reverse(span.duration_ns));
 }
 
 const COLUMNS: &[Column] = &[

@@ -249,9 +249,9 @@ impl Basis {
                 Err(_) => dns.push(name),
             }
         }
-        dns.sort();
+        orlop_rt::sort(&mut dns);
         dns.dedup();
-        ips.sort();
+        orlop_rt::sort(&mut ips);
         ips.dedup();
         let accepted = cluster.accepted_cas.iter().map(|ca| ca.crt.clone()).collect();
         Ok(Self { dns, ips, ca, key, accepted, accounts, etcd })

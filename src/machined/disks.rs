@@ -52,7 +52,7 @@ pub(crate) enum Kind {
 pub(crate) fn list(sysfs: &Path, volumes: &[String]) -> io::Result<Vec<Disk>> {
     let mut names: Vec<_> =
         fs::read_dir(sysfs.join("block"))?.flatten().map(|entry| entry.file_name()).collect();
-    names.sort();
+    orlop_rt::sort(&mut names);
     Ok(names.iter().filter_map(|name| look(sysfs, name, volumes)).collect())
 }
 

@@ -53,7 +53,7 @@ pub fn find(label: &str) -> io::Result<Option<(PathBuf, Volume)>> {
         .map(|entry| entry.file_name())
         .filter(|name| !name.to_string_lossy().starts_with("loop"))
         .collect();
-    names.sort();
+    orlop_rt::sort(&mut names);
     for name in names {
         let path = PathBuf::from("/dev").join(name);
         let Ok(file) = File::open(&path) else { continue };
@@ -87,7 +87,7 @@ pub fn partitions(class: &Path, label: &str) -> io::Result<Vec<String>> {
         .filter(named)
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
         .collect();
-    names.sort();
+    orlop_rt::sort(&mut names);
     Ok(names)
 }
 

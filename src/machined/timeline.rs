@@ -267,7 +267,7 @@ impl Story {
             }
         }
         trees.extend(self.ways.iter().map(|way| way.spans(now, is_up(&way.id))));
-        trees.sort_by_key(|tree| tree[0].start);
+        orlop_rt::sort_by_key(&mut trees, |tree| tree[0].start);
         trees.concat()
     }
 }

@@ -286,7 +286,7 @@ impl Desired {
             }));
         }
         // The kernel wants the way to a gateway before the way through it.
-        desired.routes.sort_by_key(|route| route.gateway.is_some());
+        orlop_rt::sort_by_key(&mut desired.routes, |route| route.gateway.is_some());
         desired
     }
 
@@ -689,7 +689,7 @@ pub fn names(
     links: &[Link],
 ) -> Names {
     let mut links: Vec<_> = links.iter().filter(|link| !link.loopback()).collect();
-    links.sort_by(|a, b| a.name.cmp(&b.name));
+    orlop_rt::sort_by(&mut links, |a, b| a.name.cmp(&b.name));
     let mut claim = None;
     let mut resolvers: Vec<IpAddr> = Vec::new();
     let mut domains: Vec<String> = Vec::new();

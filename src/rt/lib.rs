@@ -7,6 +7,7 @@
 
 mod backoff;
 mod replace;
+mod sort;
 pub mod version;
 
 use std::error::Error;
@@ -21,6 +22,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 pub use backoff::Backoff;
 pub use replace::{Beside, replace};
+pub use sort::{sort, sort_by, sort_by_key};
 pub use tokio_util::sync::CancellationToken;
 
 /// Exit codes of every role, after `sysexits.h` where it has a word for it.

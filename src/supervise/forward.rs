@@ -92,7 +92,7 @@ impl Logs {
     /// From now on every line goes to these, and to nobody else. The first ones also get what the rings
     /// still hold.
     pub fn send_to(&self, mut endpoints: Vec<Endpoint>) {
-        endpoints.sort();
+        orlop_rt::sort(&mut endpoints);
         endpoints.dedup();
         self.destinations.wanted.send_if_modified(|wanted| {
             let other = *wanted != endpoints;

@@ -401,7 +401,9 @@ impl Engine {
         self.sources.retain(stays);
         if was_alone != (self.servers.len() == 1) {
             // A pool gives more sources, or fewer: those that are followed stay first.
-            self.sources.sort_by_key(|source| source.standing != Standing::Followed);
+            orlop_rt::sort_by_key(&mut self.sources, |source| {
+                source.standing != Standing::Followed
+            });
             for server in &mut self.servers {
                 let (mut left, id) = (if was_alone { 1 } else { POOL }, server.id);
                 self.sources.retain(|source| {

@@ -39,7 +39,7 @@ pub fn truechimers(candidates: &[Candidate]) -> Vec<usize> {
         Edge::Middle => 1,
         Edge::Upper => 2,
     };
-    edges.sort_by(|(a, x), (b, y)| a.total_cmp(b).then(rank(*x).cmp(&rank(*y))));
+    orlop_rt::sort_by(&mut edges, |(a, x), (b, y)| a.total_cmp(b).then(rank(*x).cmp(&rank(*y))));
     let count = candidates.len();
     for false_ones in 0..count.div_ceil(2) {
         let needed = count - false_ones;
@@ -75,7 +75,7 @@ pub fn truechimers(candidates: &[Candidate]) -> Vec<usize> {
 #[must_use]
 pub fn cluster(candidates: &[Candidate], mut chosen: Vec<usize>) -> Vec<usize> {
     let metric = |i: &usize| f64::from(candidates[*i].stratum) * 1.5 + candidates[*i].distance;
-    chosen.sort_by(|a, b| metric(a).total_cmp(&metric(b)));
+    orlop_rt::sort_by(&mut chosen, |a, b| metric(a).total_cmp(&metric(b)));
     while chosen.len() > FEWEST {
         let spread = |i: usize| {
             let squares =

@@ -323,7 +323,7 @@ impl Host {
                 }
             }
         }
-        found.sort();
+        orlop_rt::sort(&mut found);
         found
     }
 

@@ -52,7 +52,7 @@ impl Sysfs for Mounted {
             .flatten()
             .map(|entry| entry.file_name().to_string_lossy().into_owned())
             .collect();
-        names.sort();
+        orlop_rt::sort(&mut names);
         names
     }
 }

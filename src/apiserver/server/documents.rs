@@ -240,7 +240,7 @@ fn paths() -> Vec<String> {
         paths.push(format!("/apis/{}", resource.group));
         paths.push(format!("/apis/{}", resource.api_version()));
     }
-    paths.sort();
+    orlop_rt::sort(&mut paths);
     paths.dedup();
     paths
 }

@@ -97,7 +97,7 @@ fn selector(resource: &Resource, object: &Object) -> String {
         };
         terms.push((key.to_owned(), term));
     }
-    terms.sort_by(|one, other| one.0.cmp(&other.0));
+    orlop_rt::sort_by(&mut terms, |one, other| one.0.cmp(&other.0));
     terms.into_iter().map(|(_, term)| term).collect::<Vec<_>>().join(",")
 }
 

@@ -96,7 +96,7 @@ impl<'a> Cells<'a> {
         let mut pairs: Vec<_> = pairs
             .map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default()))
             .collect();
-        pairs.sort();
+        orlop_rt::sort(&mut pairs);
         or(&pairs.join(","), "<none>")
     }
 
@@ -215,7 +215,7 @@ fn selector(value: &Value) -> String {
         };
         terms.push((key, text));
     }
-    terms.sort_by_key(|(key, _)| *key);
+    orlop_rt::sort_by_key(&mut terms, |(key, _)| *key);
     let terms: Vec<_> = terms.into_iter().map(|(_, text)| text).collect();
     if terms.is_empty() { "<none>".to_owned() } else { terms.join(",") }
 }
@@ -286,7 +286,7 @@ fn balanced(own: &Cells<'_>) -> Vec<String> {
         .filter(|address| !address.is_empty())
         .map(str::to_owned)
         .collect();
-    all.sort();
+    orlop_rt::sort(&mut all);
     all.dedup();
     all
 }
@@ -512,7 +512,7 @@ pub(super) fn resource_quota(own: &Cells<'_>) -> Vec<Value> {
     let mut parts = [Vec::new(), Vec::new()];
     let hard = own.map("/status/hard").into_iter().flatten();
     let mut hard: Vec<_> = hard.collect();
-    hard.sort_by_key(|(name, _)| *name);
+    orlop_rt::sort_by_key(&mut hard, |(name, _)| *name);
     for (name, most) in hard {
         let used = own.map("/status/used").and_then(|used| used.get(name));
         let used = used.map_or_else(|| "0".to_owned(), quantity);

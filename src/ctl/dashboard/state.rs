@@ -263,11 +263,11 @@ impl Node {
     /// The processes, biggest first.
     pub(crate) fn sorted(&self, sort: Sort) -> Vec<&Process> {
         let mut sorted: Vec<_> = self.processes.iter().collect();
-        sorted.sort_by_key(|process| process.info.pid);
-        sorted.sort_by_key(|process| Reverse(process.info.resident_memory));
+        orlop_rt::sort_by_key(&mut sorted, |process| process.info.pid);
+        orlop_rt::sort_by_key(&mut sorted, |process| Reverse(process.info.resident_memory));
         if sort == Sort::Cpu {
             let cpu = |process: &Process| process.cpu.unwrap_or_default();
-            sorted.sort_by(|a, b| cpu(b).total_cmp(&cpu(a)));
+            orlop_rt::sort_by(&mut sorted, |a, b| cpu(b).total_cmp(&cpu(a)));
         }
         sorted
     }

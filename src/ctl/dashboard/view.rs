@@ -285,7 +285,7 @@ fn devices(node: &Node) -> Vec<Line<'static>> {
         lines.push(Line::styled(device(heading), HEADING));
         let mut rates: Vec<_> = rates.iter().collect();
         let busy = |rate: &Rate| rate.inward + rate.outward;
-        rates.sort_by(|a, b| busy(b).total_cmp(&busy(a)));
+        orlop_rt::sort_by(&mut rates, |a, b| busy(b).total_cmp(&busy(a)));
         lines.extend(rates.iter().map(|of| {
             let (name, inward, outward) = (escape(&of.name), rate(of.inward), rate(of.outward));
             Line::raw(device([&name, &inward, &outward]))
@@ -302,7 +302,7 @@ fn device([name, inward, outward]: [&str; 3]) -> String {
 fn services(node: &Node, paint: Paint) -> Vec<Line<'static>> {
     let mut lines = vec![Line::styled(service(["SERVICE", "STATE", "HEALTH"]), HEADING)];
     let mut sorted: Vec<_> = node.services.iter().collect();
-    sorted.sort_by_key(|service| match (health(service), service.state.as_str()) {
+    orlop_rt::sort_by_key(&mut sorted, |service| match (health(service), service.state.as_str()) {
         ("Fail", _) => 0,
         (_, "Failed") => 0,
         (_, "Running") => 1,

@@ -74,7 +74,7 @@ async fn find_all(channel: Channel, namespace: &str) -> Result<Vec<Found>, Refus
             Some(Found { id: container.id, info, labels: container.labels })
         })
         .collect();
-    found.sort_by(|a, b| a.info.id.cmp(&b.info.id));
+    orlop_rt::sort_by(&mut found, |a, b| a.info.id.cmp(&b.info.id));
     Ok(found)
 }
 

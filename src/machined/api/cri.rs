@@ -48,7 +48,7 @@ pub(super) async fn list(channel: Channel) -> Result<Vec<ContainerInfo>, Status>
         }
         listed.push(info);
     }
-    listed.sort_by(|a, b| a.id.cmp(&b.id));
+    orlop_rt::sort_by(&mut listed, |a, b| a.id.cmp(&b.id));
     Ok(listed)
 }
 
@@ -74,7 +74,7 @@ pub(super) async fn stats(channel: Channel) -> Result<Vec<Stat>, Status> {
             })
         })
         .collect();
-    stats.sort_by(|a, b| a.id.cmp(&b.id));
+    orlop_rt::sort_by(&mut stats, |a, b| a.id.cmp(&b.id));
     Ok(stats)
 }
 

@@ -129,7 +129,7 @@ async fn list_of(
 ) -> Result<Vec<ImageServiceListResponse>, Refusal> {
     let request = with_namespace!(ListImagesRequest::default(), namespace);
     let mut images = ImagesClient::new(channel.clone()).list(request).await?.into_inner().images;
-    images.sort_by(|a, b| a.name.cmp(&b.name));
+    orlop_rt::sort_by(&mut images, |a, b| a.name.cmp(&b.name));
     let mut listed = Vec::with_capacity(images.len());
     for Image { name, target, created_at, labels, .. } in images {
         let (digest, size) = match target {

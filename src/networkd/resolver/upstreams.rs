@@ -68,7 +68,9 @@ impl Upstreams {
     /// In the order to ask them in. One that rested is tried once, and rests on until it answers.
     pub fn order(&mut self, now: Uptime) -> Vec<Server> {
         let mut order: Vec<_> = (0..self.0.len()).collect();
-        order.sort_by_key(|at| Some(self.0[*at].1.rests_until).filter(|until| *until > now));
+        orlop_rt::sort_by_key(&mut order, |at| {
+            Some(self.0[*at].1.rests_until).filter(|until| *until > now)
+        });
         if let Some((_, health)) = order.first().map(|at| &mut self.0[*at])
             && health.failures > 1
         {

@@ -260,7 +260,7 @@ fn limit(item: &Object, path: &str, causes: &mut Vec<Cause>) {
             .filter_map(|list| item.get(*list)?.as_object())
             .flat_map(|map| map.keys())
             .collect();
-    names.sort();
+    orlop_rt::sort(&mut names);
     names.dedup();
     if kind == "PersistentVolumeClaim"
         && amount("min", "storage").is_none()
