@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-use super::rule::Verb;
+use super::rule::Sought;
 use super::{Action, Authorizer, Decision, Held, Rule, quoted};
 use crate::object::{Object, User, items, text};
 use crate::resources::Resource;
@@ -113,14 +113,21 @@ impl Rbac {
 impl Authorizer for Rbac {
     fn decide(&self, action: &Action<'_>) -> Decision {
         let index = self.index();
-        let verb = Verb::new(action.verb);
+        let sought = Sought::of(action);
         let namespace = action.asked.map_or("", |asked| asked.namespace);
-        let allows = |grant: &&Grant| {
-            let rules = index.slots[grant.role].rules.as_deref();
-            rules.unwrap_or_default().iter().any(|rule| rule.allows(verb, action))
+        let mut all_there = true;
+        let allows = |grant: &&Grant| match &index.slots[grant.role].rules {
+            Some(rules) => rules.iter().any(|rule| rule.allows(sought, action)),
+            None => {
+                all_there = false;
+                false
+            }
         };
         if let Some(grant) = index.grants(action.user, namespace).find(allows) {
             return Decision::Allow(Arc::clone(&grant.reason));
+        }
+        if all_there {
+            return Decision::NoOpinion(String::new());
         }
         let missing = index.missing(action.user, namespace);
         Decision::NoOpinion(match &missing[..] {

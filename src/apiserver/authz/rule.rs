@@ -14,8 +14,11 @@ use crate::object::Object;
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Rule {
     verbs: Words,
-    /// Which of the usual verbs it has, so that most rules are done with after one comparison of numbers.
+    /// Which of the usual verbs it has, and
     usual: u16,
+    /// [`marks`] of what it is about: most rules that say something else are done with after two comparisons of numbers.
+    /// Whoever has a thousand bindings waits for a thousand of these.
+    marks: u64,
     groups: Words,
     /// `pods`, `pods/log`, `*/scale`, `*`.
     resources: Words,
@@ -27,11 +30,11 @@ pub struct Rule {
 
 type Words = Box<[Box<str>]>;
 
-/// How a verb is looked for: what [`Rule::allows`] needs of it, worked out once for all rules.
+/// How an action is looked for: what [`Rule::allows`] needs of it, worked out once for all rules.
 #[derive(Clone, Copy, Debug)]
-pub struct Verb<'a> {
-    word: &'a str,
-    bit: u16,
+pub struct Sought {
+    verb: u16,
+    marks: u64,
 }
 
 const ANY: u16 = 1 << 15;
@@ -40,17 +43,43 @@ const OTHER: u16 = 1 << 14;
 const USUAL: [&str; 8] =
     ["get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"];
 
-impl<'a> Verb<'a> {
-    /// Of any word.
+impl Sought {
+    /// What this is about.
     #[must_use]
-    pub fn new(word: &'a str) -> Self {
-        let bit = match USUAL.iter().position(|usual| *usual == word) {
-            Some(place) => 1 << place,
-            None if word == "*" => ANY,
-            None => OTHER,
-        };
-        Self { word, bit }
+    pub fn of(action: &Action<'_>) -> Self {
+        let marks = action.asked.map_or(0, |asked| mark(asked.plural) | mark(asked.name) << NAMES);
+        Self { verb: bit(action.verb), marks }
     }
+}
+
+fn bit(verb: &str) -> u16 {
+    match USUAL.iter().position(|usual| *usual == verb) {
+        Some(place) => 1 << place,
+        None if verb == "*" => ANY,
+        None => OTHER,
+    }
+}
+
+/// Where the marks of names begin; those of resources are below.
+const NAMES: u32 = 32;
+const EVERY: u64 = (1 << NAMES) - 1;
+
+/// One of 32 bits, by FNV-1a.
+fn mark(word: &str) -> u64 {
+    let hash = word.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    1 << (hash >> 59)
+}
+
+/// The marks of all that a rule may be about.
+fn marks(resources: &[Box<str>], names: &[Box<str>]) -> u64 {
+    let of_resources = resources.iter().fold(0, |marks, known| {
+        let (plural, _) = known.rsplit_once('/').unwrap_or((known, ""));
+        marks | if plural == "*" { EVERY } else { mark(known) | mark(plural) }
+    });
+    let of_names = names.iter().fold(0, |marks, name| marks | mark(name));
+    of_resources | if names.is_empty() { EVERY } else { of_names } << NAMES
 }
 
 impl Rule {
@@ -64,12 +93,13 @@ impl Rule {
         let mut read = Self {
             verbs: words("verbs"),
             usual: 0,
+            marks: 0,
             groups: words("apiGroups"),
             resources: words("resources"),
             names: words("resourceNames"),
             urls: words("nonResourceURLs"),
         };
-        read.count_verbs();
+        read.note();
         read
     }
 
@@ -79,8 +109,9 @@ impl Rule {
         crate::object::items(role, "/rules").map(Self::read).collect()
     }
 
-    fn count_verbs(&mut self) {
-        self.usual = self.verbs.iter().fold(0, |bits, verb| bits | Verb::new(verb).bit);
+    fn note(&mut self) {
+        self.usual = self.verbs.iter().fold(0, |bits, verb| bits | bit(verb));
+        self.marks = marks(&self.resources, &self.names);
     }
 
     /// Everything, which is more than any other rule of resources.
@@ -95,11 +126,14 @@ impl Rule {
         Self::read(&json!({"nonResourceURLs": ["*"], "verbs": ["*"]}))
     }
 
-    /// Does it allow this?
+    /// Does it allow this, which is sought by [`Sought::of`] it?
     #[must_use]
-    pub fn allows(&self, verb: Verb<'_>, action: &Action<'_>) -> bool {
-        let usual = self.usual & (verb.bit | ANY);
-        if usual == 0 || (usual == OTHER && !has(&self.verbs, verb.word)) {
+    pub fn allows(&self, sought: Sought, action: &Action<'_>) -> bool {
+        let usual = self.usual & (sought.verb | ANY);
+        if usual == 0 || self.marks & sought.marks != sought.marks {
+            return false;
+        }
+        if usual == OTHER && !has(&self.verbs, action.verb) {
             return false;
         }
         let Some(asked) = &action.asked else {
@@ -242,7 +276,7 @@ impl Part<'_> {
             (rule.groups, rule.resources) = (one(self.group), one(self.resource));
             rule.names = self.name.map(one).unwrap_or_default();
         }
-        rule.count_verbs();
+        rule.note();
         rule
     }
 }
@@ -276,7 +310,7 @@ pub fn uncovered(held: &[&Rule], wanted: &[Rule]) -> Result<Vec<Rule>, TooMany> 
                 if !has(&verbs, part.verb) {
                     verbs.push(part.verb.into());
                     rule.verbs = verbs.into();
-                    rule.count_verbs();
+                    rule.note();
                 }
             }
             None => missing.push((part, part.rule())),
