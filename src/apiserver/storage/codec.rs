@@ -29,19 +29,24 @@ pub(crate) enum Error {
     Other { found: String },
 }
 
-/// The value of an object of a resource in the form in which it is stored. Its revision is the store's to tell.
-pub(crate) fn encode(resource: &Resource, mut object: Object, media: Media) -> Bytes {
-    let metadata = metadata(&mut object);
+/// The value of an object of a resource in the form in which it is stored. Its revision is the store's to tell, so it is
+/// taken from the object, which stays as it is else.
+pub(crate) fn encode(resource: &Resource, object: &mut Object, media: Media) -> Bytes {
+    let metadata = metadata(object);
     metadata.remove("resourceVersion");
     metadata.remove("selfLink");
     match media {
         Media::Json => {
             object.insert("kind".to_owned(), resource.kind.into());
             object.insert("apiVersion".to_owned(), resource.api_version().into());
-            Value::Object(object).to_string().into()
+            // JSON can be written as JSON.
+            let value = serde_json::to_vec(object).unwrap_or_default();
+            object.remove("kind");
+            object.remove("apiVersion");
+            value.into()
         }
         Media::Protobuf => {
-            let raw = protobuf::encode(&object, resource.schema);
+            let raw = protobuf::encode(object, resource.schema);
             protobuf::seal(&resource.api_version(), resource.kind, &raw).into()
         }
     }
@@ -91,7 +96,8 @@ mod tests {
         for media in [Media::Json, Media::Protobuf] {
             let mut given = object.clone();
             metadata(&mut given).insert("resourceVersion".to_owned(), "7".into());
-            let value = encode(resource, given, media);
+            let value = encode(resource, &mut given, media);
+            assert_eq!(given, object);
             assert_eq!(value.starts_with(protobuf::MAGIC), media == Media::Protobuf);
             let mut read = decode(resource, &value).expect("it is one");
             // In protobuf what is empty is there.

@@ -405,7 +405,7 @@ impl Storage {
     pub async fn put(
         &self,
         target: (&'static Resource, &str, &str),
-        object: Object,
+        mut object: Object,
         expected: u64,
         ttl: Option<Duration>,
         turn: Option<Turn>,
@@ -415,7 +415,7 @@ impl Storage {
         let lease = self.lease(ttl).await.map_err(failed)?;
         let place = keys::key(of, namespace, name);
         let key = Bytes::from(place.clone());
-        let value = codec::encode(of, object.clone(), self.0.media);
+        let value = codec::encode(of, &mut object, self.0.media);
         let mut txn = Txn::when([Compare::Modified(key.clone(), expected)])
             .then([Op::Put { key: key.clone(), value, lease }])
             .or_else([Op::Get(Range::key(key.clone()))]);
