@@ -122,11 +122,13 @@ impl Form {
     }
 
     /// One object.
-    pub(crate) fn object(&self, entry: &Entry) -> Body {
-        if self.is_plain() {
-            return self.splice(&entry.body).into();
-        }
-        self.encode(&self.one(entry.object(), true)).into()
+    pub(crate) fn object(&self, entry: &Entry, gzip: bool) -> Body {
+        let bytes = if self.is_plain() {
+            self.splice(&entry.body)
+        } else {
+            self.encode(&self.one(entry.object(), true))
+        };
+        packed(bytes, gzip)
     }
 
     /// A list of them.

@@ -114,7 +114,8 @@ impl<'a> Call<'a> {
             }
             Revision::Newest | Revision::Exactly(_) => registry.get(self.target).await?,
         };
-        Ok(answer(StatusCode::OK, form.media, form.object(&entry)))
+        let gzip = entry.body.len() > encoding::GZIP_FROM && self.gzip();
+        Ok(packed(answer(StatusCode::OK, form.media, form.object(&entry, gzip)), gzip))
     }
 
     pub(super) fn other(&self, code: StatusCode, media: Media, object: Object) -> Response<Body> {
@@ -129,14 +130,8 @@ impl<'a> Call<'a> {
         let meta = list_meta(&reading, &listed);
         let size: usize = listed.entries.iter().map(|entry| entry.body.len()).sum();
         let gzip = size > encoding::GZIP_FROM && self.gzip();
-        let mut response =
-            answer(StatusCode::OK, form.media, form.list(listed.entries, &meta, gzip));
-        if gzip {
-            let headers = response.headers_mut();
-            headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-            headers.insert(VARY, HeaderValue::from_static("Accept-Encoding"));
-        }
-        Ok(response)
+        let body = form.list(listed.entries, &meta, gzip);
+        Ok(packed(answer(StatusCode::OK, form.media, body), gzip))
     }
 
     async fn watch(&self, registry: &Registry) -> Result<Response<Body>, Status> {
@@ -352,7 +347,7 @@ impl<'a> Call<'a> {
 
     fn done(&self, code: StatusCode, form: Form, done: &Done) -> Response<Body> {
         let body = match done {
-            Done::Stored(entry) | Done::Removed(entry) => form.object(entry),
+            Done::Stored(entry) | Done::Removed(entry) => form.object(entry, false),
             Done::Dry(object) => form.encode(&form.one(object.clone(), true)).into(),
         };
         answer(code, form.media, body)
@@ -549,6 +544,16 @@ pub(crate) fn answer(code: StatusCode, media: Media, body: Body) -> Response<Bod
     *response.status_mut() = code;
     if let Ok(value) = HeaderValue::from_str(&media.content_type()) {
         response.headers_mut().insert(CONTENT_TYPE, value);
+    }
+    response
+}
+
+/// Says that the body of an answer is packed, if it is.
+fn packed(mut response: Response<Body>, gzip: bool) -> Response<Body> {
+    if gzip {
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        headers.insert(VARY, HeaderValue::from_static("Accept-Encoding"));
     }
     response
 }
