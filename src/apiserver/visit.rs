@@ -7,14 +7,14 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use orlop_config::Problems;
 use serde_json::Value;
 use time::OffsetDateTime;
 
-use crate::audit::{Audit, Head, Log, Outcome, Policy, Trail};
+use crate::audit::{Audit, Head, Keep, Log, Outcome, Policy, Trail};
 use crate::authz::Action;
 use crate::flow::{self, Flow, Place};
 use crate::metrics::{LongRunning, Metrics, Now, Request};
@@ -38,7 +38,19 @@ pub struct Options {
     /// Where it is kept, a line of JSON each; - is standard output
     #[arg(long, value_name = "FILE", requires = "audit_policy_file")]
     pub audit_log_path: Option<PathBuf>,
+    /// Length of that file at which it is put aside and begun anew; 0 is any length
+    #[arg(long, value_name = "MIB", default_value_t = AUDIT_MIB, requires = "audit_log_path")]
+    pub audit_log_maxsize: u64,
+    /// Files put aside that are kept; 0 is any number
+    #[arg(long, value_name = "NUMBER", default_value_t = 0, requires = "audit_log_path")]
+    pub audit_log_maxbackup: usize,
+    /// How long they are kept; 0 is for ever
+    #[arg(long, value_name = "DAYS", default_value_t = 0, requires = "audit_log_path")]
+    pub audit_log_maxage: u32,
 }
+
+/// As the reference has it.
+const AUDIT_MIB: u64 = 100;
 
 impl Default for Options {
     fn default() -> Self {
@@ -47,6 +59,21 @@ impl Default for Options {
             max_mutating_requests_inflight: flow::MUTATING,
             audit_policy_file: None,
             audit_log_path: None,
+            audit_log_maxsize: AUDIT_MIB,
+            audit_log_maxbackup: 0,
+            audit_log_maxage: 0,
+        }
+    }
+}
+
+impl Options {
+    /// How the log is kept.
+    fn keep(&self) -> Keep {
+        let age = u64::from(self.audit_log_maxage) * 86_400;
+        Keep {
+            bytes: self.audit_log_maxsize.saturating_mul(1 << 20),
+            files: self.audit_log_maxbackup,
+            age: (age > 0).then(|| Duration::from_secs(age)),
         }
     }
 }
@@ -103,7 +130,7 @@ impl Visits {
                 let read = std::fs::read_to_string(path);
                 let text = read.map_err(|source| Error::Policy { path: path.clone(), source })?;
                 let policy = Policy::parse(&path.display().to_string(), &text)?;
-                Some(Audit::new(policy, Log::open(log)?))
+                Some(Audit::new(policy, Log::open(log, options.keep())?))
             }
             _ => None,
         };
@@ -146,9 +173,18 @@ impl Visit {
         self.trail = self.audit.as_ref().and_then(|audit| audit.begin(action, head, now));
     }
 
-    /// Who asks cannot be told.
-    pub fn unknown(&mut self) {
+    /// Who asks cannot be told, in these ways; the action's user is empty.
+    pub fn unknown(
+        &mut self,
+        action: &Action<'_>,
+        head: Head<'_>,
+        attempted: &[&str],
+        now: OffsetDateTime,
+    ) {
         self.metrics.authentications.add(["failure"]);
+        if let Some(audit) = &self.audit {
+            audit.unknown(action, head, attempted, now);
+        }
     }
 
     /// It is done in another's name.
@@ -223,6 +259,7 @@ impl Visit {
         let code = match outcome {
             Outcome::Code(code) => code,
             Outcome::Refused(status) => status.code,
+            Outcome::Unknown(_) => 401,
         };
         self.metrics.answered(&self.request, code, self.began.elapsed(), WEBHOOKS, bytes);
         if let Some(trail) = self.trail {
@@ -232,7 +269,7 @@ impl Visit {
 }
 
 /// No webhooks are called yet, so nothing waits for them.
-const WEBHOOKS: std::time::Duration = std::time::Duration::ZERO;
+const WEBHOOKS: Duration = Duration::ZERO;
 
 #[cfg(test)]
 mod tests {

@@ -2,16 +2,20 @@
 //! lines, which are counted, rather than waits.
 
 use std::fmt::{self, Debug};
-use std::fs::OpenOptions;
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
-use tracing::error;
+use time::format_description::FormatItem;
+use time::macros::format_description;
+use time::{OffsetDateTime, PrimitiveDateTime};
+use tracing::{error, warn};
 
 /// Lines that wait: some seconds' worth on a busy server.
 const LINES: usize = 10_000;
@@ -45,16 +49,12 @@ impl Log {
     ///
     /// # Errors
     /// The file cannot be opened, or the thread not started.
-    pub fn open(path: &Path) -> io::Result<Self> {
+    pub fn open(path: &Path, keep: Keep) -> io::Result<Self> {
         if path == Path::new("-") {
             return Self::to(io::stdout(), LINES, BYTES);
         }
-        let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path);
-        let named = |error: io::Error| {
-            let what = format!("open the audit log {}: {error}", path.display());
-            io::Error::new(error.kind(), what)
-        };
-        Self::to(file.map_err(named)?, LINES, BYTES)
+        let clock = Box::new(OffsetDateTime::now_utc);
+        Self::to(Turning::open(path.to_owned(), keep, clock)?, LINES, BYTES)
     }
 
     fn to(out: impl Write + Send + 'static, lines: usize, bytes: usize) -> io::Result<Self> {
@@ -85,6 +85,128 @@ impl Log {
     pub fn counts(&self) -> (u64, u64) {
         let Counts { written, lost, .. } = &*self.counts;
         (written.load(Ordering::Relaxed), lost.load(Ordering::Relaxed))
+    }
+}
+
+/// When a log is begun anew, and what of it is kept.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Keep {
+    /// Bytes of a file; 0 is any number.
+    pub bytes: u64,
+    /// Files besides the one that is written; 0 is any number.
+    pub files: usize,
+    /// How old these may be; none: any age.
+    pub age: Option<Duration>,
+}
+
+/// A file that is put aside when it is long: `audit.log` becomes `audit-2026-01-02T03-04-05.678.log`, in UTC, as the
+/// reference names it.
+struct Turning {
+    path: PathBuf,
+    keep: Keep,
+    clock: Box<dyn Fn() -> OffsetDateTime + Send>,
+    file: File,
+    bytes: u64,
+}
+
+const STAMP: &[FormatItem<'_>] =
+    format_description!("[year]-[month]-[day]T[hour]-[minute]-[second].[subsecond digits:3]");
+
+impl Turning {
+    fn open(
+        path: PathBuf,
+        keep: Keep,
+        clock: Box<dyn Fn() -> OffsetDateTime + Send>,
+    ) -> io::Result<Self> {
+        let file = append(&path)?;
+        let bytes = file.metadata()?.len();
+        let turning = Self { path, keep, clock, file, bytes };
+        turning.forget();
+        Ok(turning)
+    }
+
+    /// Begins anew.
+    fn turn(&mut self) -> io::Result<()> {
+        let (stem, extension) = self.name();
+        let stamp = (self.clock)().format(&STAMP).map_err(io::Error::other)?;
+        fs::rename(&self.path, self.path.with_file_name(format!("{stem}-{stamp}{extension}")))?;
+        self.file = append(&self.path)?;
+        self.bytes = 0;
+        self.forget();
+        Ok(())
+    }
+
+    /// `audit` and `.log`.
+    fn name(&self) -> (String, String) {
+        let text = |part: Option<&std::ffi::OsStr>| {
+            part.map(|part| part.to_string_lossy().into_owned()).unwrap_or_default()
+        };
+        let extension = self.path.extension().map(|extension| text(Some(extension)));
+        (text(self.path.file_stem()), extension.map(|it| format!(".{it}")).unwrap_or_default())
+    }
+
+    /// Removes what is too much or too old of what was put aside.
+    fn forget(&self) {
+        if self.keep.files == 0 && self.keep.age.is_none() {
+            return;
+        }
+        let aside = self.aside().unwrap_or_else(|error| {
+            warn!(%error, path = %self.path.display(), "old audit logs are not looked for");
+            Vec::new()
+        });
+        let since = self.keep.age.map(|age| (self.clock)() - age);
+        let most = if self.keep.files == 0 { usize::MAX } else { self.keep.files };
+        for (place, (at, path)) in aside.iter().enumerate() {
+            if (place >= most || since.is_some_and(|since| *at < since))
+                && let Err(error) = fs::remove_file(path)
+            {
+                warn!(%error, path = %path.display(), "an old audit log is not removed");
+            }
+        }
+    }
+
+    /// What was put aside, the newest first.
+    fn aside(&self) -> io::Result<Vec<(OffsetDateTime, PathBuf)>> {
+        let (stem, extension) = self.name();
+        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let mut found = Vec::new();
+        for entry in fs::read_dir(folder.unwrap_or(Path::new(".")))? {
+            let entry = entry?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let stamp = name
+                .strip_prefix(&stem)
+                .and_then(|rest| rest.strip_prefix('-'))
+                .and_then(|rest| rest.strip_suffix(&extension));
+            let at = stamp.and_then(|stamp| PrimitiveDateTime::parse(stamp, &STAMP).ok());
+            found.extend(at.map(|at| (at.assume_utc(), entry.path())));
+        }
+        orlop_rt::sort_by(&mut found, |one, other| other.cmp(one));
+        Ok(found)
+    }
+}
+
+fn append(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path);
+    file.map_err(|error| {
+        let what = format!("open the audit log {}: {error}", path.display());
+        io::Error::new(error.kind(), what)
+    })
+}
+
+/// One write is one line, or several whole ones.
+impl Write for Turning {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = bytes.len() as u64;
+        if self.keep.bytes > 0 && self.bytes > 0 && self.bytes + count > self.keep.bytes {
+            self.turn()?;
+        }
+        self.file.write_all(bytes)?;
+        self.bytes += count;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
     }
 }
 
@@ -131,6 +253,8 @@ fn write_all(lines: &Receiver<Vec<u8>>, out: impl Write, counts: &Counts) {
 mod tests {
     use std::sync::Mutex;
     use std::sync::mpsc::{Receiver, channel};
+
+    use time::macros::datetime;
 
     use super::*;
 
@@ -194,13 +318,68 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("audit.log");
         for _ in 0..2 {
-            let log = Log::open(&path).expect("it can be made");
+            let log = Log::open(&path, Keep::default()).expect("it can be made");
             log.send(b"a".to_vec());
             log.send(b"b".to_vec());
         }
         assert_eq!(std::fs::read_to_string(&path).expect("it is there"), "a\nb\na\nb\n");
-        let none = Log::open(&folder.path().join("gone/audit.log")).expect_err("no folder");
+        let none = Log::open(&folder.path().join("gone/audit.log"), Keep::default())
+            .expect_err("no folder");
         assert!(none.to_string().starts_with("open the audit log "), "{none}");
+    }
+
+    #[test]
+    fn a_log_that_is_long_is_put_aside_and_forgotten_when_there_are_many_or_it_is_old() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("audit.log");
+        for other in ["audit-2026.log", "audit-2020-01-01T00-00-00.000.txt", "b.log"] {
+            fs::write(folder.path().join(other), "not ours").expect("it can be written");
+        }
+        let now = Arc::new(Mutex::new(datetime!(2026-01-02 03:04:05.678 UTC)));
+        let clock = || {
+            let now = Arc::clone(&now);
+            Box::new(move || *now.lock().expect("one at a time"))
+        };
+        let ours = || {
+            let names = fs::read_dir(folder.path()).expect("a folder").map(|entry| {
+                entry.expect("an entry").file_name().into_string().expect("a name of ours")
+            });
+            let mut ours: Vec<_> = names
+                .filter(|name| name.starts_with("audit-2026-") && name.ends_with(".log"))
+                .collect();
+            ours.sort();
+            ours
+        };
+        let keep = Keep { bytes: 10, files: 2, age: Some(Duration::from_secs(3 * 86_400)) };
+        let mut log = Turning::open(path.clone(), keep, clock()).expect("it can be made");
+        for line in ["1234\n", "5678\n", "90\n"] {
+            log.write_all(line.as_bytes()).expect("it is taken");
+        }
+        assert_eq!(ours(), ["audit-2026-01-02T03-04-05.678.log"]);
+        let aside = fs::read_to_string(folder.path().join(&ours()[0])).expect("it is there");
+        assert_eq!(aside, "1234\n5678\n");
+        assert_eq!(fs::read_to_string(&path).expect("it is there"), "90\n");
+        drop(log);
+        // What is there counts; a line that is too long for any file has one for itself.
+        let mut log = Turning::open(path.clone(), keep, clock()).expect("it is there");
+        for _ in 0..2 {
+            *now.lock().expect("one at a time") += Duration::from_secs(86_400);
+            log.write_all(b"longer than a file may be\n").expect("it is taken");
+        }
+        assert_eq!(
+            ours(),
+            ["audit-2026-01-03T03-04-05.678.log", "audit-2026-01-04T03-04-05.678.log"]
+        );
+        *now.lock().expect("one at a time") += Duration::from_secs(3 * 86_400 - 1);
+        drop(Turning::open(path.clone(), keep, clock()).expect("it is there"));
+        assert_eq!(ours(), ["audit-2026-01-04T03-04-05.678.log"], "the other is too old");
+        let all = Keep { bytes: 10, ..Keep::default() };
+        let mut log = Turning::open(path, all, clock()).expect("it is there");
+        log.write_all(b"another\n").expect("it is taken");
+        assert_eq!(ours().len(), 2, "all are kept");
+        assert!(
+            folder.path().join("audit-2026.log").exists() && folder.path().join("b.log").exists()
+        );
     }
 
     #[test]

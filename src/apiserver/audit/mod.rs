@@ -18,7 +18,7 @@ use time::OffsetDateTime;
 use time::format_description::FormatItem;
 use time::macros::format_description;
 
-pub use log::Log;
+pub use log::{Keep, Log};
 pub use policy::{Level, Policy, Stage};
 
 use crate::authz::Action;
@@ -101,6 +101,17 @@ impl Audit {
         head: Head<'_>,
         now: OffsetDateTime,
     ) -> Option<Trail> {
+        let trail = self.trail(action, head, now)?;
+        trail.keep(Stage::RequestReceived, None, None, now);
+        Some(trail)
+    }
+
+    fn trail(
+        self: &Arc<Self>,
+        action: &Action<'_>,
+        head: Head<'_>,
+        now: OffsetDateTime,
+    ) -> Option<Trail> {
         let verdict = self.policy.verdict(action);
         if verdict.level == Level::None {
             return None;
@@ -114,7 +125,7 @@ impl Audit {
             subresource: asked.subresource.to_owned(),
             ..Target::default()
         });
-        let trail = Trail {
+        Some(Trail {
             audit: Arc::clone(self),
             verdict,
             received: now,
@@ -128,9 +139,24 @@ impl Audit {
             target,
             request: None,
             notes: BTreeMap::new(),
+        })
+    }
+
+    /// Who asks cannot be told, so nothing is asked of the policy but what is asked for. `attempted` are the ways that
+    /// were tried.
+    pub fn unknown(
+        self: &Arc<Self>,
+        action: &Action<'_>,
+        head: Head<'_>,
+        attempted: &[&str],
+        now: OffsetDateTime,
+    ) {
+        let Some(trail) = self.trail(action, head, now) else { return };
+        let message = match attempted {
+            [] => "Authentication failed, no credentials provided".to_owned(),
+            some => format!("Authentication failed, attempted: {}", some.join(", ")),
         };
-        trail.keep(Stage::RequestReceived, None, None, now);
-        Some(trail)
+        trail.keep(Stage::ResponseStarted, Some(Outcome::Unknown(&message)), None, now);
     }
 
     /// Lines written, and lines lost.
@@ -147,6 +173,8 @@ pub enum Outcome<'a> {
     Code(u16),
     /// With this refusal.
     Refused(&'a Status),
+    /// With 401, and why.
+    Unknown(&'a str),
 }
 
 impl Trail {
@@ -221,6 +249,9 @@ impl Trail {
             None => Value::Null,
             Some(Outcome::Code(code)) => serde_json::json!({"metadata": {}, "code": code}),
             Some(Outcome::Refused(status)) => status.body(),
+            Some(Outcome::Unknown(why)) => {
+                serde_json::json!({"metadata": {}, "message": why, "code": 401})
+            }
         };
         if let Some(status) = status.as_object_mut() {
             status.remove("kind");
@@ -343,7 +374,7 @@ mod tests {
         let file = folder.path().join("audit.log");
         let policy = format!("apiVersion: audit.k8s.io/v1\nkind: Policy\nrules:\n{rules}");
         let policy = Policy::parse("policy", &policy).expect("it is sound");
-        let audit = Audit::new(policy, Log::open(&file).expect("it can be made"));
+        let audit = Audit::new(policy, Log::open(&file, Keep::default()).expect("it can be made"));
         let user =
             User { name: "ann".to_owned(), groups: vec!["dev".to_owned()], ..User::default() };
         let info = info(method, path, &[]);
@@ -446,5 +477,34 @@ mod tests {
         assert_eq!(lines[0]["responseStatus"], json!({"metadata": {}, "code": 500}));
         assert_eq!(lines[0].get("objectRef"), None);
         assert!(kept(rules, "GET", "/healthz", |_| unreachable!("nothing is kept")).is_empty());
+    }
+
+    #[test]
+    fn who_cannot_be_told_is_kept_with_what_was_tried() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("audit.log");
+        let policy = "apiVersion: audit.k8s.io/v1\nkind: Policy\nrules:\n- level: Metadata\n";
+        let policy = Policy::parse("policy", policy).expect("it is sound");
+        let audit = Audit::new(policy, Log::open(&file, Keep::default()).expect("it can be made"));
+        let (user, info) = (User::default(), info("GET", PODS, &[]));
+        let head = Head { id: "id-1", uri: PODS, source_ips: &[], user_agent: "" };
+        for attempted in [&["bearer", "x509"][..], &[]] {
+            audit.unknown(&Action::of(&user, &info, PODS), head, attempted, END);
+        }
+        drop(audit);
+        let text = std::fs::read_to_string(&file).expect("it is there");
+        let lines = text.lines().map(|line| serde_json::from_str(line).expect("a line is JSON"));
+        let lines: Vec<Value> = lines.collect();
+        let told: Vec<_> = lines.iter().map(|line| (&line["stage"], &line["user"])).collect();
+        assert_eq!(told, [(&json!("ResponseStarted"), &json!({})); 2]);
+        let statuses: Vec<_> = lines.iter().map(|line| &line["responseStatus"]).collect();
+        let told = |message| json!({"metadata": {}, "message": message, "code": 401});
+        assert_eq!(
+            statuses,
+            [
+                &told("Authentication failed, attempted: bearer, x509"),
+                &told("Authentication failed, no credentials provided"),
+            ]
+        );
     }
 }

@@ -78,6 +78,12 @@ impl Items {
         Self { head, entries: entries.into(), tail, first: true, gzip }
     }
 
+    /// All of it in one piece.
+    pub(crate) fn text(&self) -> Vec<u8> {
+        let bodies: Vec<&[u8]> = self.entries.iter().map(|entry| &*entry.body).collect();
+        [&self.head, &bodies.join(&b',')[..], self.tail].concat()
+    }
+
     fn next(&mut self) -> Option<Bytes> {
         loop {
             let mut piece = std::mem::take(&mut self.head);

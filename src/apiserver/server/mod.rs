@@ -24,12 +24,12 @@ mod watch;
 
 use std::borrow::Cow;
 use std::net::IpAddr;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, LazyLock, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use http::header::{
-    ACCEPT, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER,
-    USER_AGENT,
+    ACCEPT, AUTHORIZATION, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue,
+    RETRY_AFTER, USER_AGENT,
 };
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Limited};
@@ -151,16 +151,19 @@ impl Server {
             is_apply(headers),
             pairs.iter().any(|(name, value)| *name == "dryRun" && !value.is_empty()),
         ));
-        let asker = self
-            .authenticator()
-            .authenticate(&from.certificates, headers, &path, SystemTime::now())
-            .inspect_err(|_| visit.unknown())?;
         let head = Head {
             id: id.to_str().unwrap_or_default(),
             uri: parts.uri.path_and_query().map_or("", |uri| uri.as_str()),
             source_ips: &sources(from, headers),
             user_agent: text(headers, USER_AGENT),
         };
+        let asker = self
+            .authenticator()
+            .authenticate(&from.certificates, headers, &path, SystemTime::now())
+            .inspect_err(|_| {
+                let action = Action::of(&NOBODY, &info, &path);
+                visit.unknown(&action, head, &attempted(from, headers), OffsetDateTime::now_utc());
+            })?;
         visit.known(&Action::of(&asker, &info, &path), head, OffsetDateTime::now_utc());
         let user = self.acting(asker, headers, visit)?;
         visit.enter(&self.visits, &user, &info)?;
@@ -276,6 +279,20 @@ fn sources(from: &Origin, headers: &HeaderMap) -> Vec<String> {
     let said = text(headers, HeaderName::from_static("x-forwarded-for")).split(',');
     let said = said.filter_map(|text| text.trim().parse::<IpAddr>().ok());
     said.chain([from.address]).map(|ip| ip.to_string()).collect()
+}
+
+/// Who cannot be told.
+static NOBODY: LazyLock<User> = LazyLock::new(User::default);
+
+/// How a client says who it is, as the reference tells it in its log.
+fn attempted(from: &Origin, headers: &HeaderMap) -> Vec<&'static str> {
+    let said = text(headers, AUTHORIZATION).trim();
+    let (scheme, rest) = said.split_once(' ').unwrap_or((said, ""));
+    let with = |known: &str| scheme.eq_ignore_ascii_case(known) && !rest.is_empty();
+    [("basic", with("basic")), ("bearer", with("bearer")), ("x509", !from.certificates.is_empty())]
+        .into_iter()
+        .filter_map(|(name, tried)| tried.then_some(name))
+        .collect()
 }
 
 /// Of a request, as its client names it or by a new name.

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::{Buf as _, Bytes};
-use http::header::CONTENT_TYPE;
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use http::{HeaderMap, Response};
 use http_body::Frame;
 use serde_json::Value;
@@ -51,15 +51,23 @@ impl Visited {
                 visit.started(code, OffsetDateTime::now_utc());
             }
             let response = match &body {
-                Body::Whole(bytes) if visit.wants_response() && refused.is_none() => {
-                    understood(&parts.headers, bytes)
+                _ if !visit.wants_response() || refused.is_some() => None,
+                Body::Whole(bytes) if parts.headers.contains_key(CONTENT_ENCODING) => {
+                    unpacked(bytes).and_then(|bytes| understood(&parts.headers, &bytes))
                 }
-                _ => None,
+                Body::Whole(bytes) => understood(&parts.headers, bytes),
+                Body::Items(items) => serde_json::from_slice(&items.text()).ok(),
+                Body::Empty | Body::Stream(_) => None,
             };
             Box::new(Ending { visit, code, refused, response })
         });
         Response::from_parts(parts, Self { body, sent: 0, ending })
     }
+}
+
+/// What was packed here.
+fn unpacked(bytes: &[u8]) -> Option<Vec<u8>> {
+    encoding::unpacked(Some("gzip"), bytes.to_vec(), usize::MAX).ok()
 }
 
 impl Drop for Visited {
@@ -126,10 +134,13 @@ pub(super) fn understood(headers: &HeaderMap, bytes: &[u8]) -> Option<Value> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use http::HeaderValue;
     use http_body_util::BodyExt as _;
     use serde_json::json;
 
+    use super::super::body::Items;
     use super::*;
     use crate::audit::Head;
     use crate::authz::Action;
@@ -137,6 +148,7 @@ mod tests {
     use crate::object::User;
     use crate::request::info;
     use crate::resources::find;
+    use crate::storage::cache::Entry;
     use crate::visit::{Options, Visits};
 
     #[test]
@@ -191,6 +203,21 @@ mod tests {
         let bytes = whole.into_body().collect().await.expect("it cannot fail").to_bytes();
         assert_eq!(&bytes[..], b"{\"a\":1}");
         assert!(!inside());
+        let entry = |name: &str| {
+            let maps = find("", "v1", "configmaps").expect("it is in the table");
+            let object = json!({"metadata": {"name": name}});
+            let object = object.as_object().cloned().expect("it is one");
+            Arc::new(Entry::new(maps, name, 7, object))
+        };
+        for gzip in [false, true] {
+            let entries = vec![entry("a"), entry("b")];
+            let items = Items::new(b"{\"items\":[".to_vec(), entries, b"]}", gzip);
+            let list = Response::new(Body::Items(Box::new(items)));
+            drop(Visited::of(list, Some(visit("/list")), None));
+        }
+        let mut packed = Response::new(Body::from(encoding::gzip(b"{\"b\":2}")));
+        packed.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        drop(Visited::of(packed, Some(visit("/packed")), None));
         let stream = Body::stream(futures_util::stream::pending());
         let stream = Visited::of(Response::new(stream), Some(visit("/x")), None);
         assert!(inside());
@@ -201,7 +228,14 @@ mod tests {
         let kept: Vec<Value> =
             kept.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
         let stages: Vec<_> = kept.iter().map(|line| line["stage"].as_str().unwrap_or("")).collect();
-        assert_eq!(stages, ["ResponseComplete", "ResponseStarted", "ResponseComplete"]);
+        let complete = "ResponseComplete";
+        assert_eq!(stages, [complete, complete, complete, complete, "ResponseStarted", complete]);
         assert_eq!(kept[0]["responseObject"], json!({"a": 1}));
+        for list in &kept[1..3] {
+            let names = list["responseObject"]["items"].as_array().expect("a list");
+            let names: Vec<_> = names.iter().map(|item| &item["metadata"]["name"]).collect();
+            assert_eq!(names, ["a", "b"]);
+        }
+        assert_eq!(kept[3]["responseObject"], json!({"b": 2}));
     }
 }
