@@ -126,7 +126,8 @@ qemu: image harness ## the QEMU tests (TEST=word runs those whose name has it, L
 
 bench: kernel initramfs harness ## the figures of the README, each beside its reference; out/bench.json
 	@.ci/deps qemu bench
-	@ORLOP_CHRONYD=$$(.ci/unpacked tests/chrony.lock)/usr/sbin/chronyd $(harness)/figures
+	@ORLOP_CHRONYD=$$(.ci/unpacked tests/chrony.lock)/usr/sbin/chronyd \
+	ORLOP_ETCD=$$(.ci/unpacked tests/etcd.lock)/usr/bin/etcd $(harness)/figures
 
 fuzz: ## every parser of foreign bytes, SECONDS_EACH (60) seconds each
 	@.ci/deps build

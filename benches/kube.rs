@@ -1,6 +1,7 @@
 //! The API server: what a decision of RBAC takes; from its start to a server that is ready; what it occupies; reading,
-//! writing, listing and watching through its door, as a client does. Writes are beside those to a bare etcd on the same
-//! disk, with what that disk takes to sync 4 KiB. Prints a line for each: `kube NAME p50_us=…`.
+//! writing, listing and watching through its door, as a client does; and the same with more and more objects. Writes are
+//! beside those to a bare etcd on the same disk, with what that disk takes to sync 4 KiB. Prints a line for each:
+//! `kube NAME p50_us=…`; `cpu_us` is what the server's process took for each, which says something on a busy machine, too.
 //!
 //! Needs etcd: `ORLOP_ETCD`, or in `PATH`; without it what it is needed for is left out, and stderr says so. The binary is
 //! `ORLOP`, or out/orlop, or else this program itself. `KUBE=authz` measures decisions alone; `KUBE=quick` tries the bench
@@ -46,6 +47,14 @@ const WRITES: usize = 6_400;
 const OBJECTS: usize = 10_000;
 const WATCHES: usize = 1_000;
 const EVENTS: usize = 50;
+/// Watches that hang on the pods while their memory is measured.
+const HANGING: usize = 100;
+/// So many objects, one after the other, is everything measured again with.
+const GROWTH: [usize; 3] = [1_000, 10_000, 100_000];
+/// Of a page.
+const PAGE: usize = 500;
+/// How long nothing is asked of a server, to see what it does.
+const IDLE: Duration = Duration::from_secs(10);
 /// How much less is done to try the bench itself.
 const QUICK: usize = 20;
 const LIMIT: Duration = Duration::from_secs(60);
@@ -141,27 +150,38 @@ async fn server() -> Result<()> {
     let server = Server::start(&orlop, &folder.path().join("embedded"), None).await?;
     std::thread::sleep(SETTLE);
     println!("kube resident mib={:.2}", server.resident()?);
-    reads(&server).await?;
+    idles(&server)?;
+    reads(&server, "get").await?;
     for clients in [32, 64] {
+        let before = server.busy()?;
         let took = writes(&server, clients).await?;
-        tell_rate(&format!("create_{clients}"), took);
+        tell_rate(&format!("create_{clients}"), took, Some(server.busy()? - before));
     }
+    drop(server);
+    let data = folder.path().join("many");
+    let server = Server::start(&orlop, &data, None).await?;
     lists(&server).await?;
     watches(&server).await?;
-    drop(server);
+    server.stop()?;
+    let again = Instant::now();
+    drop(Server::start(&orlop, &data, None).await?);
+    tell("ready_10000", vec![again.elapsed()]);
+    grows(&Server::start(&orlop, &folder.path().join("growing"), None).await?).await?;
 
     let Some(etcd) = Etcd::start(&folder.path().join("etcd"))? else {
         eprintln!("bench: etcd is left out: there is none (ORLOP_ETCD, or in PATH)");
         return Ok(());
     };
     for clients in [32, 64] {
-        tell_rate(&format!("etcd_put_{clients}"), etcd.puts(clients).await?);
+        tell_rate(&format!("etcd_put_{clients}"), etcd.puts(clients).await?, None);
     }
     let store = format!("etcd://127.0.0.1:{}", etcd.port);
     let server = Server::start(&orlop, &folder.path().join("over-etcd"), Some(&store)).await?;
     for clients in [32, 64] {
+        let before = server.busy()?;
         let took = writes(&server, clients).await?;
-        tell_rate(&format!("create_{clients}_over_etcd"), took);
+        let busy = server.busy()? - before;
+        tell_rate(&format!("create_{clients}_over_etcd"), took, Some(busy));
     }
     Ok(())
 }
@@ -195,7 +215,10 @@ struct Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        end(&mut self.child);
+        // One that was stopped has ended.
+        if !matches!(self.child.try_wait(), Ok(Some(_))) {
+            end(&mut self.child);
+        }
     }
 }
 
@@ -266,11 +289,42 @@ impl Server {
         Ok(client)
     }
 
+    /// Ends it as whoever switches a node off does.
+    fn stop(mut self) -> Result<()> {
+        let id = self.child.id().to_string();
+        if !Command::new("kill").arg(&id).status()?.success() {
+            return Err("the server could not be told to end".into());
+        }
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// MiB.
     fn resident(&self) -> Result<f64> {
+        self.memory("VmRSS:")
+    }
+
+    fn memory(&self, name: &str) -> Result<f64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kib = line.and_then(|rest| rest.split_whitespace().next()).ok_or("no VmRSS")?;
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        let kib = line.and_then(|rest| rest.split_whitespace().next()).ok_or("no such memory")?;
         Ok(kib.parse::<f64>()? / 1024.0)
+    }
+
+    /// What it occupied at most from here on is `VmHWM` (`proc_pid_clear_refs(5)`).
+    fn forget_peak(&self) -> Result<()> {
+        Ok(fs::write(format!("/proc/{}/clear_refs", self.child.id()), "5")?)
+    }
+
+    /// Of the processor, until now, by the kernel's ticks of 10 ms.
+    fn busy(&self) -> Result<Duration> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        let (_, rest) = stat.rsplit_once(')').ok_or("no name in stat")?;
+        let mut ticks = 0;
+        for field in rest.split_whitespace().skip(11).take(2) {
+            ticks += field.parse::<u64>()?;
+        }
+        Ok(Duration::from_millis(10 * ticks))
     }
 }
 
@@ -329,12 +383,22 @@ async fn starts(orlop: &Path) -> Result<()> {
     Ok(())
 }
 
+/// What a server does when nobody asks it anything.
+fn idles(server: &Server) -> Result<()> {
+    let before = server.busy()?;
+    std::thread::sleep(IDLE);
+    let busy = (server.busy()? - before).as_secs_f64() / IDLE.as_secs_f64();
+    println!("kube idle percent={:.2}", 100.0 * busy);
+    Ok(())
+}
+
 /// One client, one object, again and again.
-async fn reads(server: &Server) -> Result<()> {
+async fn reads(server: &Server, name: &str) -> Result<()> {
     let client = server.client().await?;
     let maps = "/api/v1/namespaces/default/configmaps";
     create(&client, maps, &json!({"metadata": {"name": "read"}, "data": {"a": "1"}})).await?;
     let mut times = Vec::new();
+    let before = server.busy()?;
     for _ in 0..several(READS) {
         let start = Instant::now();
         let (code, _) = send(&client, Method::GET, &format!("{maps}/read"), None).await?;
@@ -343,8 +407,69 @@ async fn reads(server: &Server) -> Result<()> {
             return Err(format!("GET: {code}").into());
         }
     }
-    tell("get", times);
+    println!("kube {name}_cpu us={}", each(server.busy()? - before, times.len()));
+    tell(name, times);
     Ok(())
+}
+
+fn each(all: Duration, count: usize) -> u128 {
+    all.as_micros() / (count as u128).max(1)
+}
+
+/// A read, a write and a page of a list, with more and more objects beside them.
+async fn grows(server: &Server) -> Result<()> {
+    let client = server.client().await?;
+    create(&client, "/api/v1/namespaces", &json!({"metadata": {"name": "more"}})).await?;
+    let mut there = 0;
+    for count in GROWTH {
+        let until = several(count);
+        fill(
+            server,
+            "/api/v1/namespaces/more/configmaps",
+            there..until,
+            |name| json!({"metadata": {"name": name}, "data": {"a": "x".repeat(100)}}),
+        )
+        .await?;
+        there = until;
+        reads(server, &format!("get_of_{count}")).await?;
+        let before = server.busy()?;
+        let took = writes(server, 64).await?;
+        tell_rate(&format!("create_64_of_{count}"), took, Some(server.busy()? - before));
+        let mut times = Vec::new();
+        for _ in 0..several(100) {
+            let start = Instant::now();
+            let page = format!("/api/v1/namespaces/more/configmaps?limit={PAGE}");
+            let (code, _) = send(&client, Method::GET, &page, None).await?;
+            times.push(start.elapsed());
+            if code != StatusCode::OK {
+                return Err(format!("a page: {code}").into());
+            }
+        }
+        tell(&format!("page_of_{count}"), times);
+        println!("kube resident_of_{count} mib={:.2}", server.resident()?);
+    }
+    Ok(())
+}
+
+/// Makes objects by their numbers, by 64 clients.
+async fn fill(
+    server: &Server,
+    path: &'static str,
+    numbers: std::ops::Range<usize>,
+    body: impl Fn(String) -> Value + Copy + Send + 'static,
+) -> Result<()> {
+    let mut tasks = JoinSet::new();
+    for i in 0..64 {
+        let client = server.client().await?;
+        let numbers = numbers.clone();
+        tasks.spawn(async move {
+            for n in numbers.skip(i).step_by(64) {
+                create(&client, path, &body(format!("o{n}"))).await?;
+            }
+            Ok::<_, Error>(Vec::new())
+        });
+    }
+    gather(tasks, Instant::now()).await.map(drop)
 }
 
 /// How long each took, and all.
@@ -389,22 +514,23 @@ async fn lists(server: &Server) -> Result<()> {
     create(&client, "/api/v1/namespaces", &json!({"metadata": {"name": "many"}})).await?;
     let account = json!({"metadata": {"name": "default"}});
     create(&client, "/api/v1/namespaces/many/serviceaccounts", &account).await?;
-    let mut tasks = JoinSet::new();
-    for i in 0..64 {
-        let client = server.client().await?;
-        tasks.spawn(async move {
-            for n in (i..several(OBJECTS)).step_by(64) {
-                let pod = json!({
-                    "metadata": {"name": format!("p{n}"), "annotations": {"filler": "x".repeat(3_000)}},
-                    "spec": {"containers": [{"name": "c", "image": "example.org/image:1"}]},
-                });
-                create(&client, "/api/v1/namespaces/many/pods", &pod).await?;
-            }
-            Ok::<_, Error>(Vec::new())
-        });
+    let pods = "/api/v1/namespaces/many/pods";
+    fill(server, pods, 0..several(OBJECTS), |name| {
+        json!({
+            "metadata": {"name": name, "annotations": {"filler": "x".repeat(3_000)}},
+            "spec": {"containers": [{"name": "c", "image": "example.org/image:1"}]},
+        })
+    })
+    .await?;
+    let watch = format!("{pods}?watch=1&resourceVersion={}", revision(&client, pods).await?);
+    let mut hanging = Vec::new();
+    for _ in 0..HANGING {
+        hanging.push(open(&client, Method::GET, &watch, None).await?);
     }
-    gather(tasks, Instant::now()).await?;
     println!("kube resident_10000 mib={:.2}", server.resident()?);
+    drop(hanging);
+    let before = server.resident()?;
+    server.forget_peak()?;
     let mut times = Vec::new();
     let mut bytes = 0;
     for _ in 0..10 {
@@ -418,8 +544,16 @@ async fn lists(server: &Server) -> Result<()> {
     }
     println!("kube list_10000 bytes={bytes}");
     tell("list_10000", times);
-    println!("kube resident_listed mib={:.2}", server.resident()?);
+    println!("kube list_10000_more mib={:.2}", server.memory("VmHWM:")? - before);
     Ok(())
+}
+
+/// Of now.
+async fn revision(client: &Client, path: &str) -> Result<String> {
+    let (_, list) = send(client, Method::GET, &format!("{path}?limit=1"), None).await?;
+    let list: Value = serde_json::from_slice(&list)?;
+    let revision = list["metadata"]["resourceVersion"].as_str().ok_or("a list has a revision")?;
+    Ok(revision.to_owned())
 }
 
 /// From a write until a thousand watches have it.
@@ -427,10 +561,7 @@ async fn watches(server: &Server) -> Result<()> {
     let writer = server.client().await?;
     create(&writer, "/api/v1/namespaces", &json!({"metadata": {"name": "seen"}})).await?;
     let maps = "/api/v1/namespaces/seen/configmaps";
-    let (_, list) = send(&writer, Method::GET, maps, None).await?;
-    let list: Value = serde_json::from_slice(&list)?;
-    let revision = list["metadata"]["resourceVersion"].as_str().ok_or("a list has a revision")?;
-    let path = format!("{maps}?watch=1&resourceVersion={revision}");
+    let path = format!("{maps}?watch=1&resourceVersion={}", revision(&writer, maps).await?);
     let (seen, all_seen) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
     let mut tasks = JoinSet::new();
     // As many streams on a connection as any server allows.
@@ -549,7 +680,10 @@ fn tell(name: &str, mut times: Vec<Duration>) {
     println!("kube {name} p50_us={} p99_us={}", at(50), at(99));
 }
 
-fn tell_rate(name: &str, (times, all): Took) {
+fn tell_rate(name: &str, (times, all): Took, busy: Option<Duration>) {
     println!("kube {name} per_second={}", times.len() as u128 * 1_000_000 / all.as_micros().max(1));
+    if let Some(busy) = busy {
+        println!("kube {name} cpu_us={}", each(busy, times.len()));
+    }
     tell(name, times);
 }
