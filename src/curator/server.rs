@@ -14,6 +14,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::{Frame, SizeHint};
 use orlop_rpc::Limits;
+use orlop_rpc::Routes;
 use orlop_rpc::access::Log;
 use orlop_rpc::places::{self, Most};
 use orlop_rpc::tls::{self, Peer};
@@ -23,7 +24,6 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::body::Body;
-use tonic::service::Routes;
 use tonic::{Code, Status};
 use tower::ServiceExt as _;
 

@@ -15,13 +15,13 @@ use orlop_proto::nsp::v1::{
     Attractor, AttractorResponse, Conduit, ConduitResponse, Flow, FlowResponse, Gateway,
     GatewayResponse, Stream, StreamResponse, Target, Trench, TrenchResponse, Vip, VipResponse,
 };
+use orlop_rpc::Routes;
 use tokio::sync::watch;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::WatchStream;
 use tonic::body::Body;
 use tonic::codegen::{BoxFuture, BoxStream};
 use tonic::server::{Grpc, NamedService, ServerStreamingService};
-use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 use tower::Service;
 

@@ -37,6 +37,7 @@ use orlop_config::environment::Environment;
 use orlop_proto::grpc::health::v1::HealthCheckRequest;
 use orlop_proto::grpc::health::v1::health_client::HealthClient;
 use orlop_proto::grpc::health::v1::health_server::HealthServer;
+use orlop_rpc::Routes;
 use orlop_rpc::board::Board;
 use orlop_rpc::places::{self, Most};
 use orlop_rpc::{tls, unix};
@@ -47,7 +48,6 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_stream::wrappers::TcpListenerStream;
-use tonic::service::Routes;
 use tracing::info;
 
 use crate::configuration::Configuration;

@@ -19,10 +19,10 @@ use orlop_proto::metropolis::node::core::curator::proto::api::curator_local_serv
 use orlop_proto::metropolis::node::core::curator::proto::api::curator_server::CuratorServer;
 use orlop_proto::metropolis::proto::api::aaa_server::AaaServer;
 use orlop_proto::metropolis::proto::api::management_server::ManagementServer;
+use orlop_rpc::Routes;
 use orlop_rpc::places::Source;
 use orlop_rpc::tls::Peer;
 use tokio::sync::watch;
-use tonic::service::Routes;
 use tonic::{Request, Status};
 
 pub use self::local::{Leader, Local};
