@@ -186,6 +186,8 @@ struct Host {
     clock: String,
     /// The same of the API server's; what needs an etcd is missing where there is none.
     kube: String,
+    /// The same of the curator's.
+    cluster: String,
 }
 
 impl Host {
@@ -206,6 +208,7 @@ impl Host {
             door: Door::measure()?,
             clock: printed("orlop-timed", "clock")?,
             kube: printed("orlop-apiserver", "kube")?,
+            cluster: printed("orlop-curator", "cluster")?,
         })
     }
 
@@ -310,6 +313,37 @@ impl Host {
             figures.push(beside("the same over etcd", over, etcd, 0.7));
         }
         Ok(figures)
+    }
+
+    /// The rows about the curator.
+    fn cluster_figures(&self) -> Result<Vec<Figure>> {
+        let of = |name: &str, key| largest(&self.cluster, &format!("cluster {name} "), key);
+        let ms = |name, key| of(name, key).map(|micros| micros / 1000.0);
+        let figure = |name, value, unit, aim| Figure { name, value, unit, reference: None, aim };
+        Ok(vec![
+            figure("a curator ready", ms("ready_first", "p50_us=")?, "ms", Aim::Most(300.0)),
+            figure("its memory, idle", of("resident", "mib=")?, "MiB", Aim::Most(20.0)),
+            figure(
+                "5,000 nodes heard every 5 s",
+                of("heartbeats", "percent=")?,
+                "% of a core",
+                Aim::Most(25.0),
+            ),
+            figure("memory with them", of("heartbeats", "mib=")?, "MiB", Aim::Most(120.0)),
+            figure(
+                "the first of 10,000 nodes listed through a filter",
+                ms("list_first", "p50_us=")?,
+                "ms",
+                Aim::Most(10.0),
+            ),
+            figure("all of them", ms("list_whole", "p50_us=")?, "ms", Aim::Most(150.0)),
+            figure(
+                "a node's change seen by 1,000 who watch, 99 %",
+                ms("watches", "p99_us=")?,
+                "ms",
+                Aim::Most(20.0),
+            ),
+        ])
     }
 
     /// The rows about networkd; those that nothing was measured for are left out.
@@ -652,6 +686,7 @@ fn figures(ours: &[Ours], theirs: &[f64], host: &Host) -> Result<Vec<Figure>> {
     figures.extend(host.door.figures());
     figures.extend(host.network_figures());
     figures.extend(host.kube_figures()?);
+    figures.extend(host.cluster_figures()?);
     figures.extend(host.clock_figures()?);
     Ok(figures)
 }

@@ -42,6 +42,7 @@ pub static TARGETS: &[Target] = &[
     ("volume_label", volume_label, &[&ISO]),
     ("meta", meta, &[META]),
     ("node_parameters", node_parameters, &[PARAMETERS]),
+    ("cel_filter", cel_filter, &[CEL, CEL_MACROS]),
     ("socket_table", socket_table, &[SOCKET]),
     ("pod_log", pod_log, &[POD_LOG]),
     ("uevent", uevent, &[UEVENT]),
@@ -541,6 +542,33 @@ pub fn meta(bytes: &[u8]) {
         assert!(block.is_ok_and(|block| decode(&block) == Some(tags)), "written differently");
     }
 }
+
+/// Whatever somebody asks to see: refused, or evaluated within its steps.
+pub fn cel_filter(bytes: &[u8]) {
+    use orlop_curator::filter::Filter;
+    use orlop_proto::metropolis::proto::api::Node;
+    use orlop_proto::metropolis::proto::common::node_labels::Pair;
+    use orlop_proto::metropolis::proto::common::{NodeLabels, NodeStatus};
+    let Ok(filter) = str::from_utf8(bytes).map_err(drop).and_then(|it| Filter::new(it).map_err(drop))
+    else {
+        return;
+    };
+    let label = Pair { key: "zone".to_owned(), value: "a".to_owned() };
+    let node = Node {
+        id: "metropolis-00112233445566778899aabbccddeeff".to_owned(),
+        state: 3,
+        status: Some(NodeStatus::default()),
+        labels: Some(NodeLabels { pairs: vec![label] }),
+        ..Node::default()
+    };
+    // The same twice.
+    assert_eq!(filter.keeps(&node), filter.keeps(&node));
+}
+
+const CEL: &[u8] = b"node.state == NODE_STATE_UP && !has(node.roles.kubernetes_worker) || \
+    node.time_since_heartbeat < duration('6s') && node.id.matches('^metro[a-z]+-') ? true : 1u + 2u in [3u, {'a': 1}.a]";
+const CEL_MACROS: &[u8] = b"node.labels.pairs.exists(p, p.key == \"zone\" && [1, 2.5, -3].map(x, x * 2.0).size() > 1) && \
+    timestamp('2026-01-31T08:00:00Z').getHours('+02:00') == 10 && string(int('1')) + r'\\n' != b'\\x00\\377'";
 
 /// And what is sound is the same when it was written again.
 pub fn node_parameters(bytes: &[u8]) {
