@@ -19,7 +19,6 @@ use tokio::task::yield_now;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
-use super::members;
 use super::select::{self, Target};
 use super::told;
 use crate::certificates::Forget;
@@ -214,17 +213,17 @@ impl Operators {
             let before = node.roles.clone().unwrap_or_default();
             let leaves =
                 wanted.consensus_member == Some(false) && before.consensus_member.is_some();
-            let alone = leaves && members::votes_alone(office, &target.id).await?;
+            let alone = leaves && office.consensus.votes_alone(&office.own, &target.id).await?;
             let plan = roles::plan(node.fsm_state(), &before, wanted, alone)?;
             let joined = match plan.membership {
                 Membership::Stays => None,
                 Membership::Joins => {
                     let now = SystemTime::now();
-                    let joined = members::join(office, &node, now);
+                    let joined = office.consensus.join(&office.own, &office.state, &node, now);
                     Some(joined.await?)
                 }
                 Membership::Leaves => {
-                    members::leave(office, &target.id).await?;
+                    office.consensus.leave(&target.id).await?;
                     None
                 }
             };
@@ -306,13 +305,13 @@ impl Operators {
                 NodeState::Invalid => return Err(unknown_state(&node)),
             }
             if given.consensus_member.is_some() {
-                if members::votes_alone(office, id).await? {
+                if office.consensus.votes_alone(&office.own, id).await? {
                     return refuse(
                         "the node is the last that keeps the cluster's state; without it there is no cluster"
                             .to_owned(),
                     );
                 }
-                members::leave(office, id).await?;
+                office.consensus.leave(id).await?;
             }
             let mut changes = self.retired(id, Forget::Yes).await?;
             let path = names::node(id);

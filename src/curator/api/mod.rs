@@ -4,7 +4,6 @@ mod aaa;
 mod curator;
 mod local;
 mod management;
-mod members;
 mod nodes;
 mod select;
 #[cfg(test)]

@@ -19,8 +19,8 @@ use orlop_proto::metropolis::proto::common::NodeClusterNetworking;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::caller;
 use super::select::{self, Target};
-use super::{caller, members};
 use crate::access::Caller;
 use crate::kubernetes::{self, WorkerKeys};
 use crate::names::{KEY_LENGTH, NodeId};
@@ -189,9 +189,8 @@ pub(super) async fn consensus_status(
     office: &Office,
 ) -> Result<Response<GetConsensusStatusResponse>, Status> {
     office.state.check().await?;
-    let etcd_member = members::status(office).await;
-    let etcd_member = etcd_member
-        .map_err(|error| Status::internal(format!("etcd: {}", orlop_rt::Chain(&error))))?;
+    let etcd_member = office.consensus.status(&office.own).await;
+    let etcd_member = etcd_member.map_err(|error| Status::internal(error.to_string()))?;
     Ok(Response::new(GetConsensusStatusResponse { etcd_member }))
 }
 
