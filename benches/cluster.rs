@@ -85,7 +85,7 @@ async fn measure() -> Result<()> {
     for number in 0..several(STARTS) {
         let data = folder.path().join(format!("new-{number}"));
         let begin = Instant::now();
-        let curator = Curator::start(&data)?;
+        let mut curator = Curator::start(&data)?;
         curator.ready().await?;
         starts.push(begin.elapsed());
         if number == 0 {
@@ -98,7 +98,7 @@ async fn measure() -> Result<()> {
     let data = folder.path().join("new-0");
     let nodes = populate(&data).await?;
     let begin = Instant::now();
-    let curator = Curator::start(&data)?;
+    let mut curator = Curator::start(&data)?;
     curator.ready().await?;
     tell("ready_with_nodes", &mut [begin.elapsed()]);
     let owner = ManagementClient::new(curator.channel(&nodes.authority, &nodes.owner)?);
@@ -150,9 +150,13 @@ impl Curator {
     }
 
     /// Answered a call.
-    async fn ready(&self) -> Result<()> {
+    async fn ready(&mut self) -> Result<()> {
         let tries = async {
             loop {
+                if let Some(status) = self.child.try_wait()? {
+                    let program = orlop()?;
+                    return Err(format!("{} curator: {status}", program.display()).into());
+                }
                 let config = cluster::trusting_client_config(None)?;
                 let host = self.address.ip().to_string();
                 let channel = tls::channel(&host, self.address.port(), config);
@@ -289,7 +293,9 @@ async fn heartbeats(curator: &Curator, nodes: &Nodes) -> Result<Vec<Channel>> {
         let channel = curator.channel(&nodes.authority, shown)?;
         channels.push(channel.clone());
         let ready = ready.clone();
-        tasks.spawn(async move { heartbeat(channel, ready).await.map_err(|error| error.to_string()) });
+        tasks.spawn(
+            async move { heartbeat(channel, ready).await.map_err(|error| error.to_string()) },
+        );
         sleep(apart).await;
     }
     for _ in &nodes.nodes {
