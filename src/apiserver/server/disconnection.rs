@@ -96,11 +96,12 @@ impl Server {
 
 /// The connection is gone.
 #[derive(Debug)]
-struct Broken;
+#[expect(dead_code, reason = "it is printed where none should be")]
+struct Broken(Option<hyper::Error>);
 
 impl From<hyper::Error> for Broken {
-    fn from(_: hyper::Error) -> Self {
-        Self
+    fn from(error: hyper::Error) -> Self {
+        Self(Some(error))
     }
 }
 
@@ -126,7 +127,10 @@ impl Client {
         let request = request.header("content-type", kind).body(Full::new(body)).expect("sound");
         let answered = async {
             match self {
-                Self::One(sender) => sender.send_request(request).await,
+                Self::One(sender) => {
+                    sender.ready().await?;
+                    sender.send_request(request).await
+                }
                 Self::Two(sender) => sender.send_request(request).await,
             }
         };
@@ -220,7 +224,8 @@ impl Informer {
         let mut body = client.open("GET", &path, &Value::Null).await?.into_body();
         let (mut read, mut initial) = (Vec::new(), BTreeMap::new());
         while !self.has.contains_key(END) {
-            let frame = timeout(PATIENCE, body.frame()).await.expect("in time").ok_or(Broken)??;
+            let frame =
+                timeout(PATIENCE, body.frame()).await.expect("in time").ok_or(Broken(None))??;
             read.extend_from_slice(frame.data_ref().expect("no trailers"));
             while let Some(end) = read.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = read.drain(..=end).collect();
@@ -422,7 +427,8 @@ async fn renew(client: &mut Client, turn: &str) -> Result<(), Broken> {
         lease["spec"]["holderIdentity"] = turn.into();
         lease["spec"]["leaseTransitions"] = (turns + 1).into();
         let (code, answer) = client.ask("PUT", &path, &lease).await?;
-        assert_eq!(code, 200, "nobody else writes, and half a request is none: {answer}");
+        // What was sent over the connection before may be done only now. Half a request is none.
+        assert!(matches!(code, 200 | 409), "{answer}");
     }
 }
 
@@ -449,6 +455,8 @@ async fn a_leader_cut_at_any_byte_writes_once() {
             renew(&mut second.expect("it is not cut"), &turn).await.expect("it is not cut");
         }
     }
+    // Another client: an idle connection does not last.
+    let client = &mut server.client().await;
     let (_, lease) =
         client.ask("GET", &format!("{LEASES}/leader"), &Value::Null).await.expect("it is not cut");
     assert_eq!(lease["spec"]["leaseTransitions"], turns, "each turn is one write");
