@@ -242,6 +242,28 @@ fn a_token_is_its_accounts_until_it_ends_or_the_account_is_another() {
 }
 
 #[test]
+fn a_clock_that_is_set_decides_what_holds_and_set_right_it_holds_again() {
+    let house = house();
+    let token = shown(&house.token(json!({})));
+    let own = house.certificate(&leaf("anna", &[], Usage::Client));
+    let at = |now: SystemTime| {
+        let name = |user: Result<User, Status>| user.map(|user| user.name).map_err(|no| no.code);
+        let ask = |chain: &[_], headers: &_| {
+            name(house.authenticator.authenticate(chain, headers, "/api", now))
+        };
+        (ask(&[], &token), ask(&own, &HeaderMap::new()))
+    };
+    let (account, anna) = ("system:serviceaccount:ci:build".to_owned(), "anna".to_owned());
+    let both = (Ok(account), Ok(anna));
+    assert_eq!(at(house.now), both);
+    // What was believed a moment ago is not believed at another time.
+    assert_eq!(at(house.now - HOUR).0, Err(401), "set back: it is not valid yet");
+    assert_eq!(at(house.now), both);
+    assert_eq!(at(house.now + 2 * HOUR), (Err(401), Err(401)), "set ahead: it has expired");
+    assert_eq!(at(house.now), both);
+}
+
+#[test]
 fn a_token_of_another_key_issuer_or_audience_is_refused() {
     let (here, there) = (house(), house());
     assert_eq!(here.name(&shown(&there.token(json!({}))), Duration::ZERO), Err(401));

@@ -767,6 +767,23 @@ mod others {
     }
 
     #[test]
+    fn tokens_go_by_the_clock_as_it_is_set() {
+        let mut world = World::new(only::<Tokens>);
+        use base64::Engine as _;
+        let expires = base64::engine::general_purpose::STANDARD.encode("2026-01-01T00:30:00Z");
+        let token =
+            json!({"type": "bootstrap.kubernetes.io/token", "data": {"expiration": expires}});
+        world.put("secrets", "kube-system", "bootstrap-token-aaaaaa", token.clone());
+        world.settle(10 * SECOND);
+        world.now.wall -= 3600 * SECOND;
+        world.settle(3600 * SECOND);
+        assert_eq!(world.left().len(), 1, "the hour that was given back counts again");
+        world.now.wall += 3600 * SECOND;
+        world.settle(60 * SECOND);
+        assert_eq!(world.left().len(), 0, "within a minute");
+    }
+
+    #[test]
     fn quotas_are_counted_and_what_goes_is_given_back() {
         let mut world = World::new(only::<Quotas>);
         world.namespace("a");

@@ -150,9 +150,7 @@ impl Core {
                 let (id, times) = lease?;
                 let (ttl, ends) = times.value();
                 let ttl = Duration::from_secs(ttl);
-                // A clock that was set back makes no lease longer than it was when granted.
-                let left = Duration::from_millis(ends.saturating_sub(unix_millis())).min(ttl);
-                leases.grant(LeaseId(id.value()), ttl, left, now);
+                leases.grant(LeaseId(id.value()), ttl, left(ttl, ends, unix_millis()), now);
             }
             Ok((number("revision")?, number("compacted")?))
         };
@@ -656,7 +654,30 @@ fn size(key: &[u8], version: &[u8]) -> u64 {
     u64::try_from(key.len() + version.len()).unwrap_or(u64::MAX)
 }
 
+/// How long a lease is held from `now` on that was to end at `ends`, in milliseconds since 1970. A clock that was set
+/// back makes no lease longer than it was when granted. Only a restart asks this clock.
+fn left(ttl: Duration, ends: u64, now: u64) -> Duration {
+    Duration::from_millis(ends.saturating_sub(now)).min(ttl)
+}
+
 fn unix_millis() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_is_set_by_an_hour_neither_keeps_a_lease_for_ever_nor_ends_others() {
+        const NOW: u64 = 1_767_225_600_000;
+        const HOUR: u64 = 3_600_000;
+        let ttl = Duration::from_secs(2 * 3600);
+        let left = |now| left(ttl, NOW + 2 * HOUR, now).as_secs();
+        assert_eq!(left(NOW + HOUR), 3600);
+        assert_eq!(left(NOW - HOUR), 2 * 3600, "set back: as long as it was granted");
+        assert_eq!(left(NOW + HOUR + HOUR / 2), 1800, "set ahead: an hour less");
+        assert_eq!(left(NOW + 3 * HOUR), 0);
+    }
 }
