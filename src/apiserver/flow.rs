@@ -1,5 +1,6 @@
 //! How much is done at a time: so many requests that read, so many that write; the next is told to come back in a second
-//! (spec of the server, §1.4). What takes as long as the client likes is not counted, and `system:masters` always get in.
+//! (spec of the server, §1.4). What takes as long as the client likes is not counted among them; watches have a limit of
+//! their own, for the memory they take. `system:masters` always get in.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,11 +15,15 @@ pub const READING: usize = 400;
 /// `--max-mutating-requests-inflight` unless set.
 pub const MUTATING: usize = 200;
 
-/// The two limits, and who is inside.
+/// Watches at a time: those of some thousand nodes.
+pub const WATCHES: usize = 50_000;
+
+/// The limits, and who is inside.
 #[derive(Debug)]
 pub struct Flow {
     reading: Arc<Lane>,
     mutating: Arc<Lane>,
+    watching: Arc<Lane>,
 }
 
 #[derive(Debug)]
@@ -43,7 +48,7 @@ impl Flow {
     #[must_use]
     pub fn new(reading: usize, mutating: usize) -> Self {
         let lane = |limit| Arc::new(Lane { limit, inside: AtomicUsize::new(0) });
-        Self { reading: lane(reading), mutating: lane(mutating) }
+        Self { reading: lane(reading), mutating: lane(mutating), watching: lane(WATCHES) }
     }
 
     /// A place for a request, until it is answered; None for one that needs none.
@@ -51,10 +56,12 @@ impl Flow {
     /// # Errors
     /// 429 when there is none.
     pub fn enter(&self, user: &User, info: &Info<'_>) -> Result<Option<Place>, Status> {
-        if long_running(info) {
-            return Ok(None);
-        }
-        let lane = if reads(info) { &self.reading } else { &self.mutating };
+        let lane = match info.verb {
+            "watch" => &self.watching,
+            _ if long_running(info) => return Ok(None),
+            _ if reads(info) => &self.reading,
+            _ => &self.mutating,
+        };
         let before = lane.inside.fetch_add(1, Ordering::Relaxed);
         let place = Place(Arc::clone(lane));
         let full = lane.limit > 0 && before >= lane.limit;
@@ -73,7 +80,7 @@ impl Flow {
     }
 }
 
-/// Does it take as long as the client likes? Such a request has no deadline and no place.
+/// Does it take as long as the client likes? Such a request has no deadline, and takes no place among those that end.
 #[must_use]
 pub fn long_running(info: &Info<'_>) -> bool {
     let sub = info.resource.map_or("", |asked| asked.subresource);
@@ -125,10 +132,27 @@ mod tests {
         ] {
             assert!(long_running(&info(method, path, query)), "{path}");
             let place = flow.enter(&User::default(), &info(method, path, query));
-            assert!(place.expect("it needs none").is_none());
+            place.expect("it is not held up");
+            assert_eq!(flow.inside(), (0, 0));
         }
         let unlimited = Flow::new(0, 0);
         let all: Vec<_> = (0..1000).map(|_| unlimited.enter(&User::default(), &list)).collect();
         assert!(all.iter().all(Result::is_ok));
+    }
+
+    #[test]
+    fn watches_are_so_many_and_no_more() {
+        let watch = info("GET", "/api/v1/pods", &[("watch", "1")]);
+        let (anybody, root) =
+            (User::default(), User { groups: vec![MASTERS.to_owned()], ..User::default() });
+        let watching = Arc::new(Lane { limit: 2, inside: AtomicUsize::new(0) });
+        let flow = Flow { watching, ..Flow::new(1, 1) };
+        let places: Vec<_> = (0..2).map(|_| flow.enter(&anybody, &watch).expect("free")).collect();
+        let refused = flow.enter(&anybody, &watch).expect_err("there are too many");
+        assert_eq!((refused.code, refused.details.retry_after_seconds), (429, 1));
+        assert!(flow.enter(&root, &watch).is_ok());
+        assert!(flow.enter(&anybody, &info("GET", "/api/v1/pods", &[])).is_ok(), "lists go on");
+        drop(places);
+        assert!(flow.enter(&anybody, &watch).is_ok());
     }
 }

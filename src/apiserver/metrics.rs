@@ -30,8 +30,10 @@ pub struct Metrics {
     pub watch_events: Family<3, AtomicU64>,
     /// In bytes; by group, version, resource.
     pub watch_event_sizes: Family<3, Histogram>,
-    /// By group and resource.
+    /// Changes that the cache took in, for watches to read; by group and resource.
     pub dispatched: Family<2, AtomicU64>,
+    /// Watches that were too slow; by group and resource.
+    pub terminated_watches: Family<2, AtomicU64>,
     /// Lists from the cache; by group and resource.
     pub cache_lists: Family<2, AtomicU64>,
     /// Lists from the store; by group and resource.
@@ -186,7 +188,12 @@ impl Default for Metrics {
             ),
             dispatched: Family::counting(
                 "apiserver_watch_cache_events_dispatched",
-                "Events that the cache handed to watches.",
+                "Changes that the cache has handed to watches.",
+                RESOURCE,
+            ),
+            terminated_watches: Family::counting(
+                "apiserver_terminated_watchers",
+                "Watches that were ended because they were too slow.",
                 RESOURCE,
             ),
             cache_lists: Family::counting(
@@ -316,6 +323,7 @@ impl Metrics {
         self.watch_events.write(out);
         self.watch_event_sizes.write(out);
         self.dispatched.write(out);
+        self.terminated_watches.write(out);
         self.cache_lists.write(out);
         self.storage_lists.write(out);
         self.store_durations.write(out);
@@ -392,6 +400,7 @@ pub struct Family<const N: usize, T> {
 /// How many were how large.
 #[derive(Debug)]
 pub struct Histogram {
+    bounds: &'static [f64],
     counts: Box<[AtomicU64]>,
     /// The bits of a number with a fraction.
     sum: AtomicU64,
@@ -399,27 +408,39 @@ pub struct Histogram {
 
 /// What a family holds for a set of labels.
 trait Figure: Sized {
-    fn new(bounds: &[f64]) -> Self;
+    fn new(bounds: &'static [f64]) -> Self;
 }
 
 impl Figure for AtomicU64 {
-    fn new(_: &[f64]) -> Self {
+    fn new(_: &'static [f64]) -> Self {
         Self::default()
     }
 }
 
 impl Figure for AtomicI64 {
-    fn new(_: &[f64]) -> Self {
+    fn new(_: &'static [f64]) -> Self {
         Self::default()
     }
 }
 
 impl Figure for Histogram {
-    fn new(bounds: &[f64]) -> Self {
+    fn new(bounds: &'static [f64]) -> Self {
         Self {
+            bounds,
             counts: (0..=bounds.len()).map(|_| AtomicU64::default()).collect(),
             sum: AtomicU64::new(0_f64.to_bits()),
         }
+    }
+}
+
+impl Histogram {
+    /// One more, of this size.
+    pub fn measure(&self, size: f64) {
+        let place = self.bounds.partition_point(|bound| *bound < size);
+        self.counts[place].fetch_add(1, Ordering::Relaxed);
+        let add = |bits| Some((f64::from_bits(bits) + size).to_bits());
+        let added = self.sum.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+        debug_assert!(added.is_ok(), "adding is never refused");
     }
 }
 
@@ -466,12 +487,7 @@ impl<const N: usize> Family<N, Histogram> {
 
     /// One more, of this size.
     pub fn measure(&self, labels: [Word; N], size: f64) {
-        let histogram = self.of(labels);
-        let place = self.bounds.partition_point(|bound| *bound < size);
-        histogram.counts[place].fetch_add(1, Ordering::Relaxed);
-        let add = |bits| Some((f64::from_bits(bits) + size).to_bits());
-        let added = histogram.sum.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
-        debug_assert!(added.is_ok(), "adding is never refused");
+        self.of(labels).measure(size);
     }
 
     fn write(&self, text: &mut Exposition) {
@@ -491,8 +507,9 @@ impl<const N: usize, T: Figure> Family<N, T> {
         Self { kind, name, help, labels, bounds, sets: RwLock::default() }
     }
 
-    /// That of a set of labels, made if there is none; that of `other` once there are too many.
-    fn of(&self, labels: [Word; N]) -> Arc<T> {
+    /// That of a set of labels, made if there is none; that of `other` once there are too many. Whoever counts often
+    /// keeps it.
+    pub fn of(&self, labels: [Word; N]) -> Arc<T> {
         let sets = self.sets.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = sets.get(&labels) {
             return Arc::clone(known);

@@ -244,7 +244,7 @@ impl Registry {
         limit: usize,
     ) -> Result<Listed, Status> {
         if self.storage.fresh().await? {
-            return Ok(self.storage.cache().select(resource, selection, limit));
+            return Ok(self.storage.select(resource, selection, limit));
         }
         self.storage.list(resource, selection, "", limit, None).await
     }

@@ -220,7 +220,10 @@ impl Running {
         let store = Store::open(&location, etcd_tls(&options)?, limits).await?;
         let rbac = Arc::new(Rbac::default());
         let observers: Box<[Arc<dyn Observer>]> = Box::new([Arc::clone(&rbac) as _]);
-        let storage = Storage::open(store, Storage::media(&location), observers, &shutdown).await?;
+        let media = Storage::media(&location);
+        let metrics = Arc::clone(&visits.metrics);
+        let storage =
+            Storage::open(store, media, observers, Arc::clone(&metrics), &shutdown).await?;
         let authorizers = Authorizers(vec![Arc::clone(&rbac) as _]);
         let objects = Arc::clone(storage.cache());
         let authenticator = Authenticator::new(settings, Arc::clone(&objects) as _)?;
@@ -228,6 +231,7 @@ impl Running {
             objects,
             Arc::new(Behind(storage.clone())),
             Arc::new(authorizers.clone()),
+            metrics,
         );
         let escalation = Escalation { authorizers: authorizers.clone(), rbac };
         let gates: Vec<Box<dyn Gate>> = vec![Box::new(escalation), Box::new(admission)];

@@ -149,7 +149,7 @@ impl Fake {
         dry_run: bool,
     ) -> Result<Value, Status> {
         let me = Arc::new(self.clone());
-        let mut admission = Admission::new(me.clone(), me.clone(), me);
+        let mut admission = Admission::new(me.clone(), me.clone(), me, Arc::default());
         admission.suffix = || "x2z4b".to_owned();
         let user = User { name: "alice".to_owned(), ..User::default() };
         let mut written = object(value);

@@ -18,12 +18,14 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde_json::Value;
 use time::OffsetDateTime;
 
 use crate::authz::Authorizer;
-use crate::object::{Change, Object, Objects, text};
+use crate::metrics::{Metrics, Word};
+use crate::object::{Change, Object, Objects, Operation, text};
 use crate::random;
 use crate::resources::Resource;
 use crate::status::Status;
@@ -66,6 +68,7 @@ pub struct Admission {
     objects: Arc<dyn Objects>,
     host: Arc<dyn Host>,
     authorizer: Arc<dyn Authorizer>,
+    metrics: Arc<Metrics>,
     suffix: fn() -> String,
 }
 
@@ -166,14 +169,16 @@ impl View<'_> {
 }
 
 impl Admission {
-    /// A chain over the caches and the store of this server; who may sign and approve, `authorizer` says.
+    /// A chain over the caches and the store of this server; who may sign and approve, `authorizer` says. How long its
+    /// steps take is counted in `metrics`.
     #[must_use]
     pub fn new(
         objects: Arc<dyn Objects>,
         host: Arc<dyn Host>,
         authorizer: Arc<dyn Authorizer>,
+        metrics: Arc<Metrics>,
     ) -> Self {
-        Self { objects, host, authorizer, suffix: || random::suffix(5) }
+        Self { objects, host, authorizer, metrics, suffix: || random::suffix(5) }
     }
 
     /// What the steps are called, in their order.
@@ -187,10 +192,17 @@ impl Admission {
     /// A step refuses the write.
     pub async fn mutate(&self, change: &mut Change<'_>) -> Result<(), Status> {
         let mut view = self.view();
-        for step in STEPS.iter().filter_map(|step| step.mutate) {
-            while let Err(stop) = step(&view, change) {
-                self.resume(&mut view, stop).await?;
-            }
+        for step in STEPS {
+            let Some(mutate) = step.mutate else { continue };
+            let began = Instant::now();
+            let done = loop {
+                let Err(stop) = mutate(&view, change) else { break Ok(()) };
+                if let Err(status) = self.resume(&mut view, stop).await {
+                    break Err(status);
+                }
+            };
+            self.took(step.name, change, "admit", began, &done);
+            done?;
         }
         Ok(())
     }
@@ -201,12 +213,41 @@ impl Admission {
     /// A step refuses the write.
     pub async fn validate(&self, change: &Change<'_>) -> Result<(), Status> {
         let mut view = self.view();
-        for step in STEPS.iter().filter_map(|step| step.validate) {
-            while let Err(stop) = step(&view, change) {
-                self.resume(&mut view, stop).await?;
-            }
+        for step in STEPS {
+            let Some(validate) = step.validate else { continue };
+            let began = Instant::now();
+            let done = loop {
+                let Err(stop) = validate(&view, change) else { break Ok(()) };
+                if let Err(status) = self.resume(&mut view, stop).await {
+                    break Err(status);
+                }
+            };
+            self.took(step.name, change, "validate", began, &done);
+            done?;
         }
-        quota::charge(&*self.objects, &*self.host, change, OffsetDateTime::now_utc()).await
+        let (began, now) = (Instant::now(), OffsetDateTime::now_utc());
+        let charged = quota::charge(&*self.objects, &*self.host, change, now).await;
+        self.took("ResourceQuota", change, "validate", began, &charged);
+        charged
+    }
+
+    /// A step is over.
+    fn took(
+        &self,
+        step: Word,
+        change: &Change<'_>,
+        pass: Word,
+        began: Instant,
+        done: &Result<(), Status>,
+    ) {
+        let operation = match change.operation {
+            Operation::Create => "CREATE",
+            Operation::Update => "UPDATE",
+            Operation::Delete => "DELETE",
+        };
+        let rejected = if done.is_ok() { "false" } else { "true" };
+        let labels = [step, operation, rejected, pass];
+        self.metrics.admission.measure(labels, began.elapsed().as_secs_f64());
     }
 
     fn view(&self) -> View<'_> {

@@ -56,11 +56,17 @@ impl Cluster {
         let store = Store::open(&location, None, limits).await.expect("a store");
         let shutdown = CancellationToken::new();
         let media = Storage::media(&location);
-        let storage = Storage::open(store, media, Box::new([]), &shutdown).await.expect("storage");
+        let storage = Storage::open(store, media, Box::new([]), Arc::default(), &shutdown)
+            .await
+            .expect("storage");
         let objects = Arc::clone(storage.cache());
         let authorizers = Authorizers(vec![Arc::new(Rbac::default())]);
-        let admission =
-            Admission::new(objects, Arc::new(Behind(storage.clone())), Arc::new(authorizers));
+        let admission = Admission::new(
+            objects,
+            Arc::new(Behind(storage.clone())),
+            Arc::new(authorizers),
+            Arc::default(),
+        );
         let ranges =
             Ranges { addresses: vec![(Ipv4Addr::new(10, 96, 0, 0).into(), 12)], ports: NODE_PORTS };
         let registry = Registry::new(storage, vec![Box::new(admission)], ranges);

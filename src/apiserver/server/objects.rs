@@ -494,7 +494,7 @@ async fn read_list(
             if let Revision::AtLeast(revision) = reading.revision {
                 storage.at_least(revision).await?;
             }
-            Ok(storage.cache().select(resource.stored(), selection, *limit))
+            Ok(storage.select(resource.stored(), selection, *limit))
         }
     }
 }

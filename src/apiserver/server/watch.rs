@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
@@ -17,6 +18,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::form::Form;
 use super::query::{Reading, Revision};
+use crate::metrics::Histogram;
 use crate::object::{Object, metadata};
 use crate::random;
 use crate::status::Status;
@@ -58,6 +60,10 @@ pub(crate) struct Watching {
     over: bool,
     /// Tables tell their columns once.
     first: bool,
+    /// How many events were sent,
+    sent: Arc<AtomicU64>,
+    /// and how long they were.
+    sizes: Arc<Histogram>,
 }
 
 impl Watching {
@@ -116,6 +122,9 @@ impl Watching {
         });
         // A client may ask for any time.
         let ends = now.checked_add(lasts).unwrap_or(now + 2 * LASTS);
+        let of = [resource.group, resource.version, resource.plural];
+        let sent = storage.metrics().watch_events.of(of);
+        let sizes = storage.metrics().watch_event_sizes.of(of);
         let mut watching = Self {
             storage,
             form,
@@ -132,6 +141,8 @@ impl Watching {
             shutdown,
             over: false,
             first: true,
+            sent,
+            sizes,
         };
         watching.plan_bookmark();
         Ok(watching)
@@ -163,7 +174,7 @@ impl Watching {
             if self.history.is_some() {
                 if let Some(over) = self.read_history(&mut out).await {
                     self.over = true;
-                    out.put(self.form.frame("ERROR", over.body()));
+                    self.put(&mut out, &self.form.frame("ERROR", over.body()));
                 }
                 if !out.is_empty() {
                     return Some(out.freeze());
@@ -174,7 +185,12 @@ impl Watching {
             self.changed.borrow_and_update();
             match self.storage.cache().since(self.form.resource, self.told, CHANGES) {
                 // It was too slow, and goes on from what it knows by another watch.
-                Since::Forgotten => self.over = true,
+                Since::Forgotten => {
+                    self.over = true;
+                    let resource = self.form.resource;
+                    let slow = &self.storage.metrics().terminated_watches;
+                    slow.add([resource.group, resource.plural]);
+                }
                 Since::Events(events, upto) => {
                     let more = !events.is_empty();
                     for event in events {
@@ -249,9 +265,17 @@ impl Watching {
         None
     }
 
+    fn put(&self, out: &mut BytesMut, frame: &[u8]) {
+        out.put_slice(frame);
+        self.sent.fetch_add(1, Ordering::Relaxed);
+        // A count of bytes is exact far beyond any event.
+        #[expect(clippy::cast_precision_loss, reason = "see above")]
+        self.sizes.measure(frame.len() as f64);
+    }
+
     fn write_entry(&mut self, out: &mut BytesMut, entry: &Entry) {
         if self.form.is_plain() {
-            out.put(self.form.line("ADDED", &entry.body));
+            self.put(out, &self.form.line("ADDED", &entry.body));
         } else {
             self.write_object(out, "ADDED", entry.object());
         }
@@ -259,7 +283,7 @@ impl Watching {
 
     fn write_object(&mut self, out: &mut BytesMut, kind: &str, object: Object) {
         let heads = std::mem::take(&mut self.first);
-        out.put(self.form.frame(kind, self.form.one(object, heads)));
+        self.put(out, &self.form.frame(kind, self.form.one(object, heads)));
     }
 
     fn write(&mut self, out: &mut BytesMut, event: &Event) {
@@ -286,9 +310,9 @@ impl Watching {
             _ if !self.form.is_plain() => self.write_object(out, kind, event.entry.object()),
             _ if seen == natural => {
                 let line = event.line.get_or_init(|| self.form.line(kind, &event.entry.body));
-                out.put_slice(line);
+                self.put(out, line);
             }
-            _ => out.put(self.form.line(kind, &event.entry.body)),
+            _ => self.put(out, &self.form.line(kind, &event.entry.body)),
         }
     }
 
@@ -300,7 +324,7 @@ impl Watching {
         }
         let Value::Object(object) = json!({ "metadata": metadata }) else { return };
         let heads = std::mem::take(&mut self.first);
-        out.put(self.form.frame("BOOKMARK", self.form.one(object, heads)));
+        self.put(out, &self.form.frame("BOOKMARK", self.form.one(object, heads)));
     }
 }
 

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::ops::Bound;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
 use bytes::Bytes;
@@ -24,6 +25,8 @@ use crate::{strategy, versions};
 const RECENT: usize = 4096;
 /// and what they may take, beyond the objects that are there anyway.
 const RECENT_BYTES: usize = 4 << 20;
+/// What those of all resources may take together.
+const RECENT_ALL: usize = 16 << 20;
 
 /// An object as it is at a revision.
 pub struct Entry {
@@ -247,6 +250,8 @@ struct Shelf {
     state: RwLock<State>,
     /// Of its last change.
     changed: watch::Sender<u64>,
+    /// What its recent changes take, as the writer left it.
+    recent_bytes: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -262,8 +267,12 @@ struct State {
 
 impl Cache {
     pub(crate) fn new(observers: Box<[Arc<dyn Observer>]>) -> Self {
-        let shelf = |_: &Resource| Shelf { state: RwLock::default(), changed: watch::channel(0).0 };
-        let shelves = RESOURCES.iter().map(shelf).collect();
+        let shelf = || Shelf {
+            state: RwLock::default(),
+            changed: watch::channel(0).0,
+            recent_bytes: AtomicUsize::new(0),
+        };
+        let shelves = RESOURCES.iter().map(|_| shelf()).collect();
         Self { shelves, revision: watch::channel(0).0, observers }
     }
 
@@ -314,6 +323,7 @@ impl Cache {
             }
             *state = State { items, last: revision, floor: revision, ..State::default() };
             drop(state);
+            shelf.recent_bytes.store(0, Ordering::Relaxed);
             shelf.changed.send_replace(revision);
         }
         self.revision.send_replace(revision);
@@ -328,8 +338,8 @@ impl Cache {
         }
     }
 
-    /// Takes in what happened.
-    pub(crate) fn apply(&self, batch: &orlop_store::Batch) {
+    /// Takes in what happened; the resources it happened to, once for each change.
+    pub(crate) fn apply(&self, batch: &orlop_store::Batch) -> Vec<&'static Resource> {
         let mut touched = Vec::new();
         for change in &batch.events {
             let Some((resource, place)) = keys::read(&change.key) else { continue };
@@ -353,12 +363,29 @@ impl Cache {
                 (None, None) => continue,
             };
             state.remember(Event { entry, before, removed, line: OnceLock::new() });
+            shelf.recent_bytes.store(state.recent_bytes, Ordering::Relaxed);
             drop(state);
-            touched.push((resource.index, revision));
+            touched.push((resource, revision));
         }
+        self.forget();
         self.revision.send_replace(batch.revision.0);
-        for (index, revision) in touched {
-            self.shelves[index].changed.send_replace(revision);
+        for (resource, revision) in &touched {
+            self.shelves[resource.index].changed.send_replace(*revision);
+        }
+        touched.into_iter().map(|(resource, _)| resource).collect()
+    }
+
+    /// Where the recent changes of all resources are too many, half of the largest part goes.
+    fn forget(&self) {
+        let recent = |shelf: &Shelf| shelf.recent_bytes.load(Ordering::Relaxed);
+        while self.shelves.iter().map(recent).sum::<usize>() > RECENT_ALL {
+            let Some(largest) = self.shelves.iter().max_by_key(|shelf| recent(shelf)) else {
+                return;
+            };
+            let mut state = largest.state.write().unwrap_or_else(PoisonError::into_inner);
+            let keeps = state.recent_bytes / 2;
+            state.forget(RECENT, keeps, 0);
+            largest.recent_bytes.store(state.recent_bytes, Ordering::Relaxed);
         }
     }
 
@@ -445,9 +472,12 @@ impl State {
         self.last = event.entry.revision;
         self.recent_bytes += weight(&event);
         self.recent.push_back(Arc::new(event));
-        while self.recent.len() > RECENT
-            || self.recent_bytes > RECENT_BYTES && self.recent.len() > 1
-        {
+        self.forget(RECENT, RECENT_BYTES, 1);
+    }
+
+    /// Keeps `most` of the last changes, of so many bytes together, but never less than `least`.
+    fn forget(&mut self, most: usize, bytes: usize, least: usize) {
+        while self.recent.len() > most || self.recent_bytes > bytes && self.recent.len() > least {
             let Some(oldest) = self.recent.pop_front() else { break };
             self.recent_bytes -= weight(&oldest);
             self.floor = oldest.entry.revision;
@@ -497,5 +527,65 @@ impl Objects for Cache {
     fn list(&self, resource: &'static Resource, namespace: &str) -> Vec<Object> {
         let listed = self.select(resource, &Selection::all(namespace), 0);
         listed.entries.iter().map(|entry| versions::present(resource, entry.object())).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use orlop_store::{Batch, Entry as Stored, Revision};
+    use serde_json::json;
+
+    use super::*;
+    use crate::resources::find;
+
+    /// A change of an object to so many bytes.
+    fn change(resource: &'static Resource, name: &str, revision: u64, bytes: usize) -> Batch {
+        let key: Bytes = keys::key(resource, "default", name).into();
+        let object = json!({
+            "kind": resource.kind,
+            "apiVersion": resource.api_version(),
+            "metadata": {"name": name, "namespace": "default", "annotations": {"a": "x".repeat(bytes)}},
+        });
+        let revision = Revision(revision);
+        let entry = Stored {
+            key: key.clone(),
+            value: object.to_string().into(),
+            created: revision,
+            modified: revision,
+            version: 1,
+            lease: None,
+        };
+        let event = orlop_store::Event { key, revision, entry: Some(entry), previous: None };
+        Batch { revision, events: vec![event] }
+    }
+
+    #[test]
+    fn recent_changes_of_all_resources_together_are_bounded() {
+        let cache = Cache::new(Box::new([]));
+        let named = |plural| find("", "v1", plural).expect("it is served");
+        let quiet = named("limitranges");
+        let busy = ["configmaps", "pods", "secrets", "services", "endpoints", "resourcequotas"];
+        cache.apply(&change(quiet, "q", 1, 10));
+        let mut revision = 1;
+        // Each of them alone would keep 4 MiB.
+        for plural in busy {
+            for _ in 0..30 {
+                revision += 1;
+                cache.apply(&change(named(plural), "o", revision, 100 << 10));
+            }
+        }
+        let kept = |resource| cache.read(resource).recent_bytes;
+        let all: usize = busy.into_iter().map(|plural| kept(named(plural))).sum();
+        assert!(all + kept(quiet) <= RECENT_ALL, "{all} bytes are kept");
+        assert!(all > RECENT_ALL / 2, "but {all} bytes are kept");
+        let told = cache.since(quiet, 0, 10);
+        assert!(matches!(&told, Since::Events(events, _) if events.len() == 1), "{told:?}");
+        let long_ago = cache.since(named("configmaps"), 1, 10);
+        assert!(matches!(long_ago, Since::Forgotten), "{long_ago:?}");
+        for plural in busy {
+            let newest = cache.entry(named(plural), "default", "o").expect("it is there");
+            let last = cache.since(named(plural), newest.revision - 1, 10);
+            assert!(matches!(&last, Since::Events(events, _) if events.len() == 1), "{plural}");
+        }
     }
 }

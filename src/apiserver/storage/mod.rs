@@ -27,6 +27,7 @@ use tracing::{info, warn};
 
 use self::cache::{Cache, Entry, Listed, Observer, Selection};
 pub use self::codec::Media;
+use crate::metrics::{Metrics, Word};
 use crate::object::Object;
 use crate::resources::Resource;
 use crate::status::Status;
@@ -60,6 +61,7 @@ struct Inner {
     store: Store,
     media: Media,
     cache: Arc<Cache>,
+    metrics: Arc<Metrics>,
     /// Somebody waits for the cache to be told how far the store is.
     behind: Notify,
     leases: Mutex<Buckets>,
@@ -122,12 +124,14 @@ impl Storage {
         store: Store,
         media: Media,
         observers: Box<[Arc<dyn Observer>]>,
+        metrics: Arc<Metrics>,
         shutdown: &CancellationToken,
     ) -> Result<Self, orlop_store::Error> {
         let storage = Self(Arc::new(Inner {
             store,
             media,
             cache: Arc::new(Cache::new(observers)),
+            metrics,
             behind: Notify::new(),
             leases: Mutex::default(),
         }));
@@ -150,6 +154,27 @@ impl Storage {
     #[must_use]
     pub fn cache(&self) -> &Arc<Cache> {
         &self.0.cache
+    }
+
+    /// Where it counts.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.0.metrics
+    }
+
+    /// Waits for what the store is asked, and counts it.
+    async fn counted<T>(
+        &self,
+        operation: Word,
+        resource: &'static Resource,
+        asked: impl Future<Output = T>,
+    ) -> T {
+        let began = Instant::now();
+        let answer = asked.await;
+        let labels = [operation, resource.stored().plural];
+        self.0.metrics.store_requests.add(labels);
+        self.0.metrics.store_durations.measure(labels, began.elapsed().as_secs_f64());
+        answer
     }
 
     /// The store itself.
@@ -193,7 +218,9 @@ impl Storage {
             };
             let mut error = match told {
                 Ok(batch) => {
-                    self.0.cache.apply(&batch);
+                    for resource in self.0.cache.apply(&batch) {
+                        self.0.metrics.dispatched.add([resource.group, resource.plural]);
+                    }
                     backoff.reset();
                     continue;
                 }
@@ -335,7 +362,8 @@ impl Storage {
         name: &str,
     ) -> Result<Option<Stored>, Status> {
         let key = keys::key(resource, namespace, name);
-        let found = self.0.store.get(key, None).await.map_err(failed)?;
+        let asked = self.0.store.get(key, None);
+        let found = self.counted("get", resource, asked).await.map_err(failed)?;
         found.map(|entry| stored(resource, &entry)).transpose()
     }
 
@@ -349,6 +377,18 @@ impl Storage {
     ) -> Option<Stored> {
         let entry = self.0.cache.entry(resource, namespace, name)?;
         Some(Stored { object: entry.object(), revision: entry.revision })
+    }
+
+    /// Those selected as the cache has them, `limit` at most (0: all).
+    #[must_use]
+    pub fn select(
+        &self,
+        resource: &'static Resource,
+        selection: &Selection,
+        limit: usize,
+    ) -> Listed {
+        self.0.metrics.cache_lists.add([resource.group, resource.plural]);
+        self.0.cache.select(resource, selection, limit)
     }
 
     /// Those selected as they are, or were at a revision, from behind a place on; `limit` at most (0: all).
@@ -368,9 +408,11 @@ impl Storage {
             range = range.after((keys::prefix(resource, "") + after).as_bytes());
         }
         range.at = at.map(Revision);
+        self.0.metrics.storage_lists.add([resource.group, resource.plural]);
         let mut listed = Listed { entries: Vec::new(), revision: 0, remaining: 0 };
         loop {
-            let page = self.0.store.range(range.clone()).await.map_err(failed)?;
+            let asked = self.0.store.range(range.clone());
+            let page = self.counted("list", resource, asked).await.map_err(failed)?;
             let at = range.at.unwrap_or(page.revision);
             listed.revision = at.0;
             let (count, mut last) = (page.entries.len(), None);
@@ -424,7 +466,9 @@ impl Storage {
             txn.when.push(Compare::Modified(turn.clone(), given));
             txn.then.push(Op::Put { key: turn, value: key, lease: None });
         }
-        let outcome = self.0.store.txn(txn).await.map_err(failed)?;
+        let operation = if expected == Revision::NONE { "create" } else { "update" };
+        let asked = self.0.store.txn(txn);
+        let outcome = self.counted(operation, of, asked).await.map_err(failed)?;
         if outcome.succeeded {
             return Ok(entry(of, &place, outcome.revision, object));
         }
@@ -456,7 +500,8 @@ impl Storage {
     ) -> Result<Entry, Refused> {
         let of = resource.stored();
         let key = keys::key(of, namespace, name);
-        match self.0.store.delete(key.clone(), Revision(expected)).await {
+        let asked = self.0.store.delete(key.clone(), Revision(expected));
+        match self.counted("delete", of, asked).await {
             Ok((revision, _)) => Ok(entry(of, &key, revision, object)),
             Err(error) => Err(changed(of, error)),
         }

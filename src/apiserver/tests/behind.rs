@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+use std::sync::Arc;
+
 use orlop_apiserver::object::{Object, User};
 use orlop_apiserver::registry::{Done, How, Registry, Target, Writer};
 use orlop_apiserver::resources::{Resource, find};
@@ -29,7 +31,8 @@ impl Two {
         let location = Location::Embedded(folder.path().join("store"));
         let store = Store::open(&location, None, Limits::default()).await.unwrap();
         let server = async |shutdown: &CancellationToken| {
-            let storage = Storage::open(store.clone(), Media::Json, Box::default(), shutdown);
+            let storage =
+                Storage::open(store.clone(), Media::Json, Box::default(), Arc::default(), shutdown);
             let ranges = Ranges { addresses: Vec::new(), ports: NODE_PORTS };
             Registry::new(storage.await.unwrap(), Vec::new(), ranges)
         };

@@ -268,3 +268,71 @@ async fn finalizers_and_grace_hold_objects_until_they_let_go() {
     client.patch(&format!("{MAPS}/held"), "merge", &none).await.expect(200);
     assert_eq!(client.get(&format!("{MAPS}/held")).await.code, 404);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_watched_listed_stored_and_admitted_is_counted() {
+    const LIMITS: &str = "/api/v1/namespaces/default/limitranges";
+    let served = Served::start().await;
+    let client = served.client().await;
+    let of = |name: &str| json!({"apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": name}, "spec": {"limits": []}});
+    let mut watch = client.watch(&format!("{LIMITS}?watch=true&resourceVersion=0")).await;
+    client.post(LIMITS, &of("a")).await.expect(201);
+    client.post(LIMITS, &of("b")).await.expect(201);
+    let labels = json!({"metadata": {"labels": {"l": "1"}}});
+    client.patch(&format!("{LIMITS}/a"), "merge", &labels).await.expect(200);
+    client.delete(&format!("{LIMITS}/a"), &json!({})).await.expect(200);
+    client.post(LIMITS, &of("a")).await.expect(201);
+    client.post("/api/v1/namespaces/nowhere/limitranges", &of("c")).await.expect(404);
+    let mut bytes = 0;
+    for kind in ["ADDED", "ADDED", "MODIFIED", "DELETED", "ADDED"] {
+        let event = watch.next().await;
+        assert_eq!(event["type"], kind);
+        bytes += event.to_string().len() + 1;
+    }
+    let page = client.get(&format!("{LIMITS}?limit=1")).await.json();
+    let token = page["metadata"]["continue"].as_str().expect("there is more");
+    client.get(&format!("{LIMITS}?limit=1&continue={token}")).await.expect(200);
+    client.get(&format!("{LIMITS}?resourceVersion=0")).await.expect(200);
+
+    let told = client.get("/metrics").await.text();
+    let value = |name: &str| {
+        let of = told.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        let values: Vec<f64> = of.map(|text| text.parse().expect("a number")).collect();
+        assert!(values.len() <= 1, "{name}");
+        values.first().copied()
+    };
+    let (group, kind) = ("group=\"\"", "resource=\"limitranges\"");
+    let version = "version=\"v1\"";
+    #[expect(clippy::cast_precision_loss, reason = "it is small")]
+    for (name, expected) in [
+        (format!("apiserver_watch_events_total{{{group},{version},{kind}}}"), 5.0),
+        (format!("apiserver_watch_events_sizes_count{{{group},{version},{kind}}}"), 5.0),
+        (format!("apiserver_watch_events_sizes_sum{{{group},{version},{kind}}}"), bytes as f64),
+        (format!("apiserver_watch_cache_events_dispatched_total{{{group},{kind}}}"), 5.0),
+        (format!("apiserver_cache_list_total{{{group},{kind}}}"), 2.0),
+        (format!("apiserver_storage_list_total{{{group},{kind}}}"), 1.0),
+    ] {
+        assert_eq!(value(&name), Some(expected), "{name}");
+    }
+    for (operation, expected) in [("create", 3.0), ("update", 1.0), ("delete", 1.0), ("list", 1.0)]
+    {
+        let labels = format!("operation=\"{operation}\",type=\"limitranges\"");
+        for name in ["etcd_requests_total", "etcd_request_duration_seconds_count"] {
+            assert_eq!(value(&format!("{name}{{{labels}}}")), Some(expected), "{name} {labels}");
+        }
+        let sum = value(&format!("etcd_request_duration_seconds_sum{{{labels}}}"));
+        assert!(sum.is_some_and(|seconds| seconds > 0.0), "{labels}: {sum:?}");
+    }
+    let admitted = |name: &str, operation: &str, rejected: bool, pass: &str| {
+        let labels = format!(
+            "name=\"{name}\",operation=\"{operation}\",rejected=\"{rejected}\",type=\"{pass}\""
+        );
+        let family = "apiserver_admission_controller_admission_duration_seconds_count";
+        value(&format!("{family}{{{labels}}}"))
+    };
+    // The loops write, too.
+    assert!(admitted("LimitRanger", "CREATE", false, "admit") >= Some(3.0));
+    assert!(admitted("LimitRanger", "DELETE", false, "validate") >= Some(1.0));
+    assert!(admitted("ResourceQuota", "UPDATE", false, "validate") >= Some(1.0));
+    assert_eq!(admitted("NamespaceLifecycle", "CREATE", true, "admit"), Some(1.0));
+}
