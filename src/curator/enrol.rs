@@ -311,3 +311,7 @@ fn moment_of(text: &[u8]) -> Option<SystemTime> {
     let seconds = std::str::from_utf8(text).ok()?.parse().ok()?;
     SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
 }
+
+#[cfg(test)]
+#[path = "enrol_tests.rs"]
+mod tests;

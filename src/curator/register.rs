@@ -361,3 +361,7 @@ pub fn waited_too_long(then: SystemTime, now: SystemTime) -> bool {
 fn apart(a: SystemTime, b: SystemTime) -> Duration {
     a.duration_since(b).or_else(|_| b.duration_since(a)).unwrap_or_default()
 }
+
+#[cfg(test)]
+#[path = "register_tests.rs"]
+mod tests;
