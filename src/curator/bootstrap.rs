@@ -114,3 +114,110 @@ pub async fn found(
     }
     Ok((certificates, certificate))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use orlop_pki::cluster::{RawKey, Shown};
+    use orlop_proto::metropolis::proto::common::node_labels::Pair;
+
+    use super::*;
+    use crate::testing::{founding, lenient, store};
+
+    fn now() -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1_790_000_000)
+    }
+
+    fn key() -> RawKey {
+        RawKey::generate().expect("a key")
+    }
+
+    #[tokio::test]
+    async fn a_cluster_begins_with_its_first_node_and_begins_once() {
+        let (_folder, store) = store().await;
+        let state = State::new(store, None);
+        let (node, owner) = (key(), key());
+        let pair = |key: &str, value: &str| Pair { key: key.to_owned(), value: value.to_owned() };
+        let mut founding = founding(&node, &owner);
+        founding.labels.pairs = vec![pair("a", "1"), pair("-", "x"), pair("a", "2")];
+        let (certificates, shown) = found(&state, &founding, now()).await.expect("a cluster");
+        let id = NodeId::of_key(&node.public());
+        let read = Shown::read(&shown).expect("a certificate");
+        assert_eq!(read.node(), Some(id.as_str()));
+        assert!(read.is_signed_by(certificates.authority()));
+        let stored = state.node(&id).await.expect("a read").expect("a node").value;
+        assert_eq!(stored.fsm_state(), NodeState::Up);
+        let roles = stored.roles.clone().expect("roles");
+        assert!(roles.consensus_member.is_some() && roles.kubernetes_controller.is_some());
+        assert!(roles.kubernetes_worker.is_none());
+        assert_eq!(stored.labels.expect("labels").pairs, [pair("a", "2")]);
+        let index = state.bytes(&names::join_key(&founding.join)).await.expect("a read");
+        assert_eq!(index.expect("an index").value, id.as_str());
+        let stored = state.message::<InitialOwner>(names::INITIAL_OWNER).await.expect("a read");
+        assert_eq!(stored.expect("an owner").value.public_key, owner.public());
+        let stored =
+            state.message::<ClusterConfiguration>(names::CONFIGURATION).await.expect("a read");
+        assert_eq!(stored.expect("one").value, lenient());
+
+        // It is told to found it again, after a crash or at each start, and whatever it is told now.
+        let again = Founding { owner: key().public(), ..founding.clone() };
+        let (same, again) = found(&state, &again, now()).await.expect("a cluster");
+        assert_eq!((same.authority(), again), (certificates.authority(), shown));
+        let stored = state.message::<InitialOwner>(names::INITIAL_OWNER).await.expect("a read");
+        assert_eq!(stored.expect("an owner").value.public_key, owner.public());
+        // Another node cannot.
+        let other = crate::testing::founding(&key(), &owner);
+        assert!(matches!(found(&state, &other, now()).await, Err(Error::Founded)));
+        assert_eq!(state.nodes().await.expect("nodes").0.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn it_goes_on_wherever_it_was_killed() {
+        let (node, owner) = (key(), key());
+        let founding = founding(&node, &owner);
+        let id = NodeId::of_key(&node.public());
+        for steps in 0..3 {
+            let (_folder, store) = store().await;
+            let state = State::new(store, None);
+            let mut before = None;
+            if steps > 0 {
+                let certificates =
+                    Certificates::ensure_authority(&state, now()).await.expect("one");
+                if steps > 1 {
+                    let (name, profile) =
+                        (names::node_certificate(&id), Profile::node(id.as_str()));
+                    let issued =
+                        certificates.ensure(&state, &name, &profile, &node.public(), now()).await;
+                    before = Some(issued.expect("issued"));
+                }
+            }
+            let (_, shown) = found(&state, &founding, now()).await.expect("a cluster");
+            assert!(before.is_none_or(|before| before == shown));
+            assert!(state.node(&id).await.expect("a read").is_some());
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_cluster_cannot_be_stops_it_before_anything_is_written() {
+        let (_folder, store) = store().await;
+        let state = State::new(store.clone(), None);
+        let before = store.revision().await.expect("a revision");
+        let (node, owner) = (key(), key());
+        let sound = founding(&node, &owner);
+        let domain = ClusterConfiguration { cluster_domain: "1.1".to_owned(), ..lenient() };
+        let mode = ClusterConfiguration { tpm_mode: 0, ..lenient() };
+        for configuration in [domain, mode, ClusterConfiguration::default()] {
+            let wrong = Founding { configuration: Some(configuration), ..sound.clone() };
+            let refused = found(&state, &wrong, now()).await;
+            assert!(matches!(refused, Err(Error::Configuration(_))));
+        }
+        // By default a TPM is required.
+        let strict = Founding { configuration: None, ..sound.clone() };
+        let refused = found(&state, &strict, now()).await.expect_err("no TPM").to_string();
+        assert!(refused.contains("choose another TPM mode"), "{refused}");
+        assert_eq!(store.revision().await.expect("a revision"), before);
+        let strict = Founding { tpm: true, ..strict };
+        found(&state, &strict, now()).await.expect("a cluster");
+    }
+}

@@ -206,3 +206,76 @@ pub enum Forget {
     /// The node is still there.
     No,
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::testing::store;
+
+    fn now() -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1_790_000_000)
+    }
+
+    fn key() -> RawKey {
+        RawKey::generate().expect("a key")
+    }
+
+    #[tokio::test]
+    async fn an_authority_is_made_once_and_whole() {
+        let (_folder, store) = store().await;
+        let state = State::new(store, None);
+        assert!(Certificates::load(&state).await.expect("a read").is_none());
+        let made = Certificates::ensure_authority(&state, now()).await.expect("an authority");
+        let again = Certificates::ensure_authority(&state, now()).await.expect("an authority");
+        assert_eq!(made.authority(), again.authority());
+        let key = state.bytes(names::AUTHORITY_KEY).await.expect("a read").expect("a key").value;
+        assert_eq!(key.len(), 64);
+        // A store that was put together by hand.
+        let removed = Changes::new().remove(names::REVOKED);
+        state.change(removed).await.expect("a write").expect("written");
+        let error = Certificates::load(&state).await.expect_err("damaged").to_string();
+        assert!(error.contains("cluster-ca-crl.der is missing"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_name_is_certified_for_one_key_until_it_is_forgotten() {
+        let (_folder, store) = store().await;
+        let state = State::new(store, None);
+        let certificates = Certificates::ensure_authority(&state, now()).await.expect("one");
+        let (own, other) = (key().public(), key().public());
+        let id = NodeId::of_key(&own);
+        let (name, profile) = (names::node_certificate(&id), Profile::node(id.as_str()));
+        let ensure = async |key| certificates.ensure(&state, &name, &profile, key, now()).await;
+        let first = ensure(&own).await.expect("issued");
+        assert_eq!(ensure(&own).await.expect("issued"), first);
+        let refused = ensure(&other).await.expect_err("it was issued");
+        assert!(matches!(&refused, Error::OtherKey { .. }));
+        assert_eq!(tonic::Status::from(refused).code(), tonic::Code::Unavailable);
+
+        let list = async || {
+            let list = state.bytes(names::REVOKED).await.expect("a read").expect("a list");
+            let revoked = cluster::revoked(&list.value, certificates.authority()).expect("a list");
+            revoked.into_keys().collect::<Vec<_>>()
+        };
+        let serial = |der: &[u8]| Shown::read(der).expect("a certificate").serial;
+        let retire = async |forget| {
+            let changes = certificates.retire(&state, &id, forget, now()).await.expect("a plan");
+            state.change(changes).await.expect("a write").expect("written");
+        };
+        // Decommissioned, then deleted, then here again, then deleted at once.
+        retire(Forget::No).await;
+        assert_eq!(list().await, [serial(&first)]);
+        assert_eq!(ensure(&own).await.expect("issued"), first);
+        retire(Forget::Yes).await;
+        assert_eq!(list().await, [serial(&first)]);
+        let second = ensure(&own).await.expect("issued");
+        assert_ne!(serial(&second), serial(&first));
+        retire(Forget::Yes).await;
+        assert_eq!(list().await.len(), 2);
+        // There is nothing to revoke of a node that was never committed.
+        retire(Forget::Yes).await;
+        assert_eq!(list().await.len(), 2);
+    }
+}

@@ -12,6 +12,7 @@ use tonic::Code;
 use super::*;
 use crate::bootstrap;
 use crate::certificates::{Certificates, Forget};
+use crate::consensus::Consensus;
 use crate::limits::Limits;
 use crate::state::State;
 use crate::testing::{founding, store};
@@ -33,7 +34,8 @@ impl Seat {
         let (certificates, _) =
             bootstrap::found(&state, &founding(&key, &key), now()).await.expect("a cluster");
         let id = NodeId::of_key(&key.public());
-        let office = Office::open(id, state, certificates).await.expect("an office");
+        let consensus = Consensus::of(state.store(), None);
+        let office = Office::open(id, state, certificates, consensus).await.expect("an office");
         let mut seat = Self { office, ticket: Vec::new(), store, folder };
         seat.ticket = seat.while_following(ticket::current(&seat.office)).await.expect("a ticket");
         seat
@@ -46,7 +48,8 @@ impl Seat {
         drop(office);
         let state = State::new(store.clone(), None);
         let certificates = Certificates::load(&state).await.expect("a read").expect("some");
-        let office = Office::open(own, state, certificates).await.expect("an office");
+        let consensus = Consensus::of(state.store(), None);
+        let office = Office::open(own, state, certificates, consensus).await.expect("an office");
         Self { office, ticket, store, folder }
     }
 

@@ -233,3 +233,53 @@ impl Book {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::{Changes, State};
+    use crate::testing::store;
+
+    fn ticket(byte: u8) -> RegisterTicket {
+        RegisterTicket { opaque: vec![byte; 32] }
+    }
+
+    #[tokio::test]
+    async fn what_is_written_is_known_also_after_the_history_is_gone() {
+        let (_folder, store) = store().await;
+        let state = State::new(store.clone(), None);
+        let known = Known::open(&store, &[]).await.expect("a read");
+        let id = NodeId::of_key(&[7; 32]);
+        let new =
+            Node { public_key: vec![7; 32], fsm_state: NodeState::New.into(), ..Node::default() };
+        let write = async |changes| state.change(changes).await.expect("a write").expect("written");
+        // Nobody follows yet, and what happened is forgotten before somebody does.
+        write(Changes::new().put_message(names::REGISTER_TICKET, &ticket(1))).await;
+        let revision = write(Changes::new().put_message(&names::node(&id), &new)).await;
+        store.compact(revision).await.expect("compacted");
+        let following = known.clone();
+        let followed = store.clone();
+        let mut tasks = tokio::task::JoinSet::new();
+        tasks.spawn(async move { match following.follow(&followed).await {} });
+        known.reached(revision).await;
+        let right = |byte| known.look(|book| book.ticket(&ticket(byte).encode_to_vec()));
+        assert_eq!((right(1), right(2)), (Shown::Right, Shown::Wrong));
+        assert_eq!(known.look(Book::waiting), 1);
+        let user = format!("{}otto", names::USERS);
+        let changes = Changes::new()
+            .put(&user, "viewer")
+            .put(names::REVOKED, "no list")
+            .put_message(names::REGISTER_TICKET, &ticket(2))
+            .remove(&names::node(&id));
+        known.reached(write(changes).await).await;
+        assert_eq!((right(1), right(2)), (Shown::Wrong, Shown::Right));
+        assert_eq!((known.look(Book::waiting), known.look(|book| book.node(&id))), (0, None));
+        assert_eq!(known.look(|book| book.role("otto")), Some(Role::Viewer));
+        known.reached(write(Changes::new().remove(&user)).await).await;
+        assert_eq!(known.look(|book| book.role("otto")), Some(Role::Owner));
+        // While the store's changes are not heard, nobody can say whose ticket is right.
+        drop(tasks);
+        known.0.send_modify(|book| book.following = false);
+        assert_eq!(right(2), Shown::Unknown);
+    }
+}

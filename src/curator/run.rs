@@ -293,18 +293,32 @@ impl Curator {
     pub async fn open(options: Options) -> Result<Self, Error> {
         let now = SystemTime::now();
         let credentials = options.data_dir.join("credentials");
-        let file = |doing, path: &Path| {
-            let path = path.to_owned();
-            move |source| Error::File { doing, path, source }
-        };
-        std::fs::create_dir_all(&credentials).map_err(file("make the folder", &credentials))?;
+        std::fs::create_dir_all(&credentials).map_err(|source| {
+            let path = credentials.clone();
+            Error::File { doing: "make the folder", path, source }
+        })?;
         let key = own_key(&credentials.join("cert-key.pem"))?;
-        let own = NodeId::of_key(&key.public());
-
         let tls = etcd_tls(&options)?;
         let store = standing::open(&location(&options), tls.as_ref()).await?;
+        let opened = Self::enter(&options, store.clone(), tls, &key, now).await;
+        if opened.is_err() {
+            // Whoever tries again finds it free.
+            store.close().await;
+        }
+        opened
+    }
+
+    async fn enter(
+        options: &Options,
+        store: Store,
+        tls: Option<EtcdTls>,
+        key: &RawKey,
+        now: SystemTime,
+    ) -> Result<Self, Error> {
+        let credentials = options.data_dir.join("credentials");
+        let own = NodeId::of_key(&key.public());
         let state = State::new(store.clone(), None);
-        let founding = match founding(&options)? {
+        let founding = match founding(options)? {
             Some(mut founding) => {
                 founding.node = key.public();
                 founding.join = own_key(&credentials.join("join-key.pem"))?.public();
@@ -329,13 +343,17 @@ impl Curator {
         for (name, der) in [("ca.pem", certificates.authority()), ("cert.pem", &certificate)] {
             let path = credentials.join(name);
             let pem = encoding::certificate_to_pem(der);
-            orlop_rt::replace(&path, 0o644, pem.as_bytes()).map_err(file("write", &path))?;
+            orlop_rt::replace(&path, 0o644, pem.as_bytes()).map_err(|source| Error::File {
+                doing: "write",
+                path,
+                source,
+            })?;
         }
-        let config = server::tls_config(&certificate, &key)?;
+        let config = server::tls_config(&certificate, key)?;
         let listener = tls::listen(options.listen).await.map_err(Error::Listen)?;
         let address = listener.local_addr().map_err(Error::Listen)?;
         let external = options.external_address;
-        let to = options.move_to;
+        let to = options.move_to.clone();
         Ok(Self { own, external, store, certificates, to, tls, listener, address, config })
     }
 

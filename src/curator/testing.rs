@@ -40,8 +40,8 @@ pub(crate) struct Cluster {
     pub(crate) port: u16,
     /// Cancelled, the curator leads no more.
     pub(crate) left: CancellationToken,
-    _standing: watch::Sender<Option<Leader>>,
-    _face: watch::Sender<Personality>,
+    standing: watch::Sender<Option<Leader>>,
+    face: watch::Sender<Personality>,
     /// Dropped with the test, which ends the server.
     _tasks: JoinSet<()>,
     _folder: TempDir,
@@ -105,16 +105,17 @@ impl Cluster {
         });
         let following = Arc::clone(&office);
         tasks.spawn(async move { following.follow().await });
-        Self {
-            office,
-            node,
-            owner,
-            port,
-            left,
-            _standing: standing,
-            _face: face,
-            _tasks: tasks,
-            _folder: folder,
+        Self { office, node, owner, port, left, standing, face, _tasks: tasks, _folder: folder }
+    }
+
+    /// It leads no more, and knows that this one does.
+    pub(crate) fn follows(&self, leader: Option<Leader>) {
+        self.standing.send_replace(leader);
+        let authority = self.office.certificates.authority();
+        let local = Local::new(self.office.own.clone(), authority, self.standing.subscribe());
+        if !self.left.is_cancelled() {
+            self.face.send_replace(Personality::follower(local, CancellationToken::new()));
+            self.left.cancel();
         }
     }
 

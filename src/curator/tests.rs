@@ -2,7 +2,9 @@
 
 use std::time::SystemTime;
 
+use clap::Parser as _;
 use orlop_pki::cluster::{Profile, RawKey, Shown};
+use orlop_proto::metropolis::node::core::curator::proto::api::curator_local_client::CuratorLocalClient;
 use orlop_proto::metropolis::node::core::curator::proto::api::{
     CommitNodeRequest, GetCaCertificateRequest, GetConsensusStatusRequest, GetCurrentLeaderRequest,
     JoinNodeRequest, RegisterNodeRequest,
@@ -17,12 +19,14 @@ use orlop_proto::metropolis::proto::api::{
 use orlop_proto::metropolis::proto::common::{NodeState, NodeStorageSecurity, NodeTpmUsage};
 use tonic::Code;
 
+use crate::api::Leader;
 use crate::certificates::OWNER;
 use crate::limits::Limits;
 use crate::names::{self, NodeId};
 use crate::state::Changes;
 use crate::testing::Cluster;
 use crate::ticket;
+use crate::{Curator, Error, Options};
 
 #[tokio::test]
 async fn anybody_is_told_whose_cluster_it_is_and_who_leads() {
@@ -232,4 +236,74 @@ async fn a_node_registers_is_approved_commits_and_joins() {
     let answer = node.get_consensus_status(GetConsensusStatusRequest {}).await;
     let code = answer.map_or_else(|status| status.code(), |_| Code::Ok);
     assert!(!matches!(code, Code::Unauthenticated | Code::PermissionDenied), "{code:?}");
+}
+
+#[tokio::test]
+async fn who_follows_says_where_the_leader_is_and_serves_nothing_else() {
+    let cluster = Cluster::start().await;
+    let leader =
+        Leader { id: NodeId::of_key(&[9; 32]), host: Some("fd00::9".to_owned()), port: 7835 };
+    cluster.follows(Some(leader.clone()));
+    let mut management = cluster.management(cluster.as_user("owner"));
+    let refused = management.get_register_ticket(GetRegisterTicketRequest {}).await;
+    let refused = refused.expect_err("it does not lead");
+    assert_eq!(refused.code(), Code::Unavailable);
+    let told = |key| refused.metadata().get(key).and_then(|value| value.to_str().ok());
+    assert_eq!(told("x-leader-node-id"), Some(leader.id.as_str()));
+    assert_eq!(told("x-leader-endpoint"), Some("[fd00::9]:7835"));
+
+    let mut local = cluster.local(cluster.shows(None));
+    let answer = local.get_current_leader(GetCurrentLeaderRequest {}).await;
+    let mut leaders = answer.expect("an answer").into_inner();
+    let answer = leaders.message().await.expect("a message").expect("a leader");
+    assert_eq!((&*answer.leader_host, &*answer.leader_node_id), ("fd00::9", leader.id.as_str()));
+    assert_eq!(answer.this_node_id, cluster.office.own.as_str());
+    // The leader moves; then nobody leads.
+    let moved = Leader { host: Some("10.0.0.9".to_owned()), ..leader };
+    cluster.follows(Some(moved));
+    let answer = leaders.message().await.expect("a message").expect("a leader");
+    assert_eq!(answer.leader_host, "10.0.0.9");
+    cluster.follows(None);
+    assert_eq!(leaders.message().await.expect_err("an end").code(), Code::Unavailable);
+    let refused = management.get_register_ticket(GetRegisterTicketRequest {}).await;
+    let refused = refused.expect_err("it does not lead");
+    assert!(refused.metadata().get("x-leader-node-id").is_none());
+}
+
+#[tokio::test]
+async fn a_curator_begins_with_an_owner_and_goes_on_without() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = folder.path().join("data").display().to_string();
+    let options = |more: &[&str]| {
+        let all = ["curator", "--data-dir", &data, "--listen", "127.0.0.1:0"];
+        Options::try_parse_from(all.iter().chain(more)).expect("options")
+    };
+    let opened = Curator::open(options(&[])).await;
+    assert!(matches!(opened, Err(Error::NoCluster)));
+    let owner = names::hex(&RawKey::generate().expect("a key").public());
+    let founds = ["--owner", &owner, "--tpm-mode", "best-effort"];
+    let mut authority = Vec::new();
+    for more in [&founds[..], &[], &founds[..]] {
+        let curator = Curator::open(options(more)).await.expect("a curator");
+        if authority.is_empty() {
+            authority = curator.authority().to_vec();
+        }
+        assert_eq!(curator.authority(), authority);
+        let port = curator.address().port();
+        let config = orlop_pki::cluster::client_config(&authority, None, None);
+        let channel = orlop_rpc::tls::channel("127.0.0.1", port, config.expect("a configuration"));
+        let stop = orlop_rt::CancellationToken::new();
+        let asks = async {
+            let mut local = CuratorLocalClient::new(channel);
+            let answer = local.get_ca_certificate(GetCaCertificateRequest {}).await;
+            stop.cancel();
+            answer.expect("an answer").into_inner().identity_ca_certificate
+        };
+        let (served, told) = tokio::join!(curator.serve(stop.clone()), asks);
+        served.expect("served");
+        assert_eq!(told, authority);
+    }
+    let wrong = ["curator", "--owner", "00ff"];
+    let refused = Options::try_parse_from(wrong).expect_err("no key").to_string();
+    assert!(refused.contains("64 hexadecimal digits"), "{refused}");
 }
