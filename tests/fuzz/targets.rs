@@ -567,7 +567,7 @@ pub fn cel_filter(bytes: &[u8]) {
 
 const CEL: &[u8] = b"node.state == NODE_STATE_UP && !has(node.roles.kubernetes_worker) || \
     node.time_since_heartbeat < duration('6s') && node.id.matches('^metro[a-z]+-') ? true : 1u + 2u in [3u, {'a': 1}.a]";
-const CEL_MACROS: &[u8] = b"node.labels.pairs.exists(p, p.key == \"zone\" && [1, 2.5, -3].map(x, x * 2.0).size() > 1) && \
+const CEL_MACROS: &[u8] = b"node.labels.pairs.exists(p, p.key == \"zone\" && [1.5, 2.5, -3.0].map(x, x * 2.0).size() > 1) && \
     timestamp('2026-01-31T08:00:00Z').getHours('+02:00') == 10 && string(int('1')) + r'\\n' != b'\\x00\\377'";
 
 /// And what is sound is the same when it was written again.
