@@ -154,8 +154,20 @@ impl Context<'_> {
     fn print(&self, text: &str) -> Result<(), CommandError> {
         match &self.flags.output {
             None => table::print(text.as_bytes()),
-            Some(path) => orlop_rt::replace(path, 0o644, text.as_bytes())
+            // A ticket is nobody else's.
+            Some(path) => orlop_rt::replace(path, 0o600, text.as_bytes())
                 .map_err(|source| CommandError::Write { path: path.clone(), source }),
+        }
+    }
+
+    /// What has no end is not written to a file.
+    fn only_stdout(&self) -> Result<(), CommandError> {
+        match &self.flags.output {
+            None => Ok(()),
+            Some(_) => {
+                let why = "what goes on and on is printed on stdout";
+                Err(CommandError::Impossible { flag: "--output", why })
+            }
         }
     }
 

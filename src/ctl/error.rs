@@ -484,7 +484,7 @@ fn causes<'a>(
 }
 
 /// The causes after one another, each once; the wrappers of the transport say nothing and are left out.
-fn chain(error: &(dyn StdError + 'static)) -> String {
+pub(crate) fn chain(error: &(dyn StdError + 'static)) -> String {
     let mut text = String::new();
     for cause in causes(error) {
         let said = cause.to_string();

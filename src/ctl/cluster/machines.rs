@@ -73,6 +73,7 @@ pub(super) async fn reboot(
 }
 
 pub(super) async fn logs(context: &Context<'_>, options: &LogOptions) -> Result<(), CommandError> {
+    context.only_stdout()?;
     let session = Session::open(context).await?;
     let node = one(&session, &options.id).await?;
     let mut node = management(context, &session, &node).await?;

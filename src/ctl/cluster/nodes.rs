@@ -95,7 +95,7 @@ pub(crate) struct LabelOptions {
     /// The node's id
     id: String,
     /// KEY=VALUE sets a label, KEY- removes it
-    #[arg(required = true, allow_hyphen_values = true, value_name = "KEY=VALUE|KEY-")]
+    #[arg(required = true, value_name = "KEY=VALUE|KEY-")]
     changes: Vec<String>,
 }
 

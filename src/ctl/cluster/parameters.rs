@@ -10,7 +10,10 @@ use orlop_proto::metropolis::proto::api::node_parameters::{
 use orlop_proto::metropolis::proto::common::cluster_configuration::{
     StorageSecurityPolicy, TpmMode,
 };
-use orlop_proto::metropolis::proto::common::{ClusterConfiguration, NodeLabels, node_labels};
+use orlop_proto::metropolis::proto::common::{
+    ClusterConfiguration, ClusterDirectory, NodeLabels, cluster_directory, node_labels,
+};
+use orlop_rpc::leader::Leader;
 use prost::Message as _;
 
 use super::keyring::Kind;
@@ -79,8 +82,14 @@ pub(super) async fn run(context: &Context<'_>, options: &Options) -> Result<(), 
                 let why = "its authority is not the one that is pinned";
                 return Err(Error::Strange(why.to_owned()).into());
             }
+            let directory = info.cluster_directory.filter(|known| !known.nodes.is_empty());
+            let directory = match directory {
+                Some(directory) => directory,
+                // No node has told its address yet; we have found the leader at one.
+                None => directory_of(&session.leader().await?),
+            };
             Cluster::ClusterRegister(ClusterRegister {
-                cluster_directory: info.cluster_directory,
+                cluster_directory: Some(directory),
                 register_ticket: ticket,
                 ca_certificate: info.ca_certificate,
                 labels: Some(labels),
@@ -97,8 +106,22 @@ pub(super) async fn run(context: &Context<'_>, options: &Options) -> Result<(), 
         .map_err(|source| CommandError::Write { path: path.to_owned(), source })?;
     say!("wrote {}", path.display());
     say!(hint: "QEMU: -fw_cfg name=opt/{FW_CFG},file={}", path.display());
+    say!(hint: "the kernel's command line: node.params=http://HOST/{}", name(path));
     say!(hint: "a disk: as metropolis/parameters.pb on its EFI system partition");
     Ok(())
+}
+
+/// Without its folders.
+fn name(path: &Path) -> impl std::fmt::Display {
+    path.file_name().unwrap_or_default().display()
+}
+
+fn directory_of(leader: &Leader) -> ClusterDirectory {
+    let host = leader.place.host.clone();
+    let addresses = vec![cluster_directory::node::Address { host }];
+    ClusterDirectory {
+        nodes: vec![cluster_directory::Node { id: leader.node_id.clone(), addresses }],
+    }
 }
 
 fn founding(owner: [u8; 32], configuration: ClusterConfiguration, labels: NodeLabels) -> Cluster {

@@ -14,7 +14,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Response, Status, Streaming};
 
 use super::{Context, Error, trust};
-use crate::error::{Attempt, Error as CommandError};
+use crate::error::{Attempt, Error as CommandError, chain};
 
 /// How long a call may take, finding the leader included.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -144,10 +144,10 @@ enum Harm {
 }
 
 fn told(what: &str, status: &Status, unsure: bool) -> Error {
-    let mut why = status.message().to_owned();
-    if let Some(source) = status.source() {
-        why = orlop_rt::Chain(source).to_string();
-    }
+    let why = match status.source() {
+        Some(source) => chain(source),
+        None => status.message().to_owned(),
+    };
     Error::Refused { what: what.to_owned(), why, code: status.code(), unsure }
 }
 
@@ -186,7 +186,7 @@ pub(super) fn reason(place: &Place, status: &Status) -> String {
     match (Attempt::unreached(status), status.source()) {
         // Names the place itself.
         (Some(attempt), _) => attempt.to_string(),
-        (None, Some(source)) => format!("{place}: {}", orlop_rt::Chain(source)),
+        (None, Some(source)) => format!("{place}: {}", chain(source)),
         (None, None) => format!("{place}: {} ({:?})", status.message(), status.code()),
     }
 }

@@ -76,14 +76,10 @@ impl Row {
         Self(texts)
     }
 
-    /// What is new to look at: all but how long ago the last heartbeat was.
-    pub(super) fn differs(&self, other: &Self) -> bool {
-        let but_heartbeat = |row: &Self| {
-            let mut texts = row.0.clone();
-            texts[HEARTBEAT].clear();
-            texts
-        };
-        but_heartbeat(self) != but_heartbeat(other)
+    /// Whether one of the columns shows something new: how long ago the last heartbeat was is no news.
+    pub(super) fn differs(&self, other: &Self, chosen: &Chosen) -> bool {
+        let news = |column: usize| column != HEARTBEAT && self.0[column] != other.0[column];
+        (0..COLUMNS.len()).any(|column| chosen.has(column) && news(column))
     }
 }
 
@@ -348,8 +344,10 @@ pub(super) mod tests {
         let [mut up, ..] = three();
         let before = Row::of(&up);
         up.time_since_heartbeat = None;
-        assert!(!Row::of(&up).differs(&before));
+        let all = Chosen::default();
+        assert!(!Row::of(&up).differs(&before, &all));
         up.health = Health::HeartbeatTimeout.into();
-        assert!(Row::of(&up).differs(&before));
+        assert!(Row::of(&up).differs(&before, &all));
+        assert!(!Row::of(&up).differs(&before, &Chosen::parse("state,heartbeat").unwrap()));
     }
 }

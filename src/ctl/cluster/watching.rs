@@ -33,6 +33,7 @@ pub(super) async fn run(
     filter: &str,
     columns: &Chosen,
 ) -> Result<(), CommandError> {
+    context.only_stdout()?;
     let mut shown = Shown::new(columns.clone(), context.flags.format);
     let follow = async {
         let mut ticks = interval(LOOK_EVERY);
@@ -99,7 +100,7 @@ impl Shown {
             layout
         });
         let news = |(id, (row, _)): &(&String, &(Row, Node))| {
-            self.nodes.get(*id).is_none_or(|(before, _)| row.differs(before))
+            self.nodes.get(*id).is_none_or(|(before, _)| row.differs(before, &self.columns))
         };
         for (_, (row, node)) in now.iter().filter(news) {
             text += &one(self.format, layout, row, view::value(node));
