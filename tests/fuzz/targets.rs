@@ -33,6 +33,7 @@ pub static TARGETS: &[Target] = &[
     ("pem_certificates", pem_certificates, &[CERTIFICATE]),
     ("pem_private_key", pem_private_key, &[KEY]),
     ("certificate_request", certificate_request, &[REQUEST]),
+    ("owner_files", owner_files, &[KEY, OWNER_KEY, CERTIFICATE]),
     ("udp_in_a_packet", udp_in_a_packet, &[PACKET]),
     ("dhcp_reply", dhcp_reply, &[&DHCP_ACK]),
     ("arp_message", arp_message, &[ARP]),
@@ -446,6 +447,24 @@ pub fn pem_private_key(bytes: &[u8]) {
     let _ = orlop_pki::signature::VerifyingKey::from_pem(&text);
 }
 
+pub fn owner_files(bytes: &[u8]) {
+    use orlop_pki::cluster::{RawKey, Shown, authority_key};
+
+    let text = String::from_utf8_lossy(bytes);
+    if let Ok(key) = RawKey::from_pem(&text) {
+        let again = key.to_raw_pem("METROPOLIS INITIAL OWNER PRIVATE KEY");
+        assert_eq!(RawKey::from_pem(again.expose()).unwrap(), key);
+        assert_eq!(RawKey::from_pem(key.to_plain_pem().expose()).unwrap(), key);
+    }
+    let certificates = orlop_pki::encoding::certificates(&text).unwrap_or_default();
+    for der in certificates.iter().map(AsRef::as_ref).chain([bytes]) {
+        let shown = Shown::read(der);
+        if let Ok(key) = authority_key(der) {
+            assert_eq!(shown.unwrap().public_key, Some(key), "an authority's is a certificate");
+        }
+    }
+}
+
 pub fn certificate_request(bytes: &[u8]) {
     if let Ok(request) = orlop_pki::Request::from_pem(bytes) {
         assert!(!request.common_name.contains(char::is_control), "a line of text no more");
@@ -790,6 +809,11 @@ QigHTvz6pnkDwy9F/Prl1Qk=\n\
 -----END CERTIFICATE REQUEST-----\n";
 const CERTIFICATE: &[u8] =
     b"-----BEGIN CERTIFICATE-----\nMIIBODCB66ADAgECAhA=\n-----END CERTIFICATE-----\n";
+/// Of RFC 8032 §7.1, TEST 1.
+const OWNER_KEY: &[u8] = b"-----BEGIN METROPOLIS INITIAL OWNER PRIVATE KEY-----\n\
+    nWGxne/9WmC6hEr0kuwsxERJxWl7MmkZcDusAxyuf2DXWpgBgrEKt9VL/tPJZAc6\n\
+    DuFy89qmIyWvAhpo9wdRGg==\n\
+    -----END METROPOLIS INITIAL OWNER PRIVATE KEY-----\n";
 const KEY: &[u8] = b"-----BEGIN ED25519 PRIVATE KEY-----\n\
     MC4CAQAwBQYDK2VwBCIEIDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAw\n\
     -----END ED25519 PRIVATE KEY-----\n";
