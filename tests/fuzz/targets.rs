@@ -44,6 +44,9 @@ pub static TARGETS: &[Target] = &[
     ("meta", meta, &[META]),
     ("node_parameters", node_parameters, &[PARAMETERS]),
     ("cel_filter", cel_filter, &[CEL, CEL_MACROS]),
+    ("cluster_certificate", cluster_certificate, &[CERTIFICATE]),
+    ("cluster_escrow", cluster_escrow, &[ESCROW, OWNER]),
+    ("cluster_state", cluster_state, &[CLUSTER_NODE, OWNER, b"\x03operator"]),
     ("socket_table", socket_table, &[SOCKET]),
     ("pod_log", pod_log, &[POD_LOG]),
     ("uevent", uevent, &[UEVENT]),
@@ -597,6 +600,76 @@ pub fn node_parameters(bytes: &[u8]) {
     }
 }
 
+/// What a caller of the curator shows: in PEM, or as it comes.
+pub fn cluster_certificate(bytes: &[u8]) {
+    use orlop_curator::access::{Access, Caller, Rules};
+    use orlop_pki::cluster::{self, Shown};
+    let text = String::from_utf8_lossy(bytes);
+    let shown = match orlop_pki::encoding::certificates(&text) {
+        Ok(shown) => shown,
+        Err(_) => vec![bytes.to_vec().into()],
+    };
+    for der in &shown {
+        if let Ok(read) = Shown::read(der) {
+            assert!(read.node().is_none_or(|id| read.common_name == id));
+            let _ = read.self_signed_key();
+            let _ = read.is_signed_by(der);
+        }
+        let _ = cluster::authority_key(der);
+        let _ = cluster::revoked(der, der);
+    }
+    // As if it were its own authority.
+    let rules = Rules { authority: &shown[0], book: None, now: std::time::SystemTime::UNIX_EPOCH };
+    let _ = rules.admit("/x", Access::Authenticated, &shown);
+    let open = rules.admit("/x", Access::Open, &shown).unwrap();
+    assert!(matches!(open, Caller::Nobody | Caller::Key(_)));
+}
+
+pub fn cluster_escrow(bytes: &[u8]) {
+    use orlop_curator::escrow;
+    use orlop_proto::metropolis::proto::api::EscrowRequest;
+    let key = [7; 32];
+    let request = <EscrowRequest as prost::Message>::decode(bytes).ok();
+    if let Ok(asked) = escrow::asked(request.as_ref(), Some(&key)) {
+        assert_eq!(asked, key);
+    }
+    assert!(escrow::asked(request.as_ref(), None).is_err());
+    if escrow::is_owner(&key, Some(bytes)).is_ok() {
+        assert!(bytes.windows(32).any(|window| window == key));
+    }
+}
+
+/// What lies in the store of a cluster: the first byte says where.
+pub fn cluster_state(bytes: &[u8]) {
+    use orlop_curator::known::{Book, Shown};
+    use orlop_curator::names::{self, CURATOR, NodeId};
+    use orlop_curator::state;
+    let Some((place, value)) = bytes.split_first() else { return };
+    let id = NodeId::of_key(&[7; 32]);
+    let paths = [
+        names::node(&id),
+        names::REGISTER_TICKET.to_owned(),
+        names::REVOKED.to_owned(),
+        format!("{}otto", names::USERS),
+    ];
+    let revision = orlop_store::Revision(1);
+    let entry = orlop_store::Entry {
+        key: CURATOR.key(&paths[usize::from(*place) % paths.len()]).into(),
+        value: value.to_vec().into(),
+        created: revision,
+        modified: revision,
+        version: 1,
+        lease: None,
+    };
+    let book = Book::of(value, std::slice::from_ref(&entry), revision);
+    assert!(book.waiting() <= 1 && book.waiting_ids().len() == book.waiting());
+    assert!(book.ticket(b"") != Shown::Right);
+    let _ = book.role("otto");
+    if let Some(node) = state::node_of_entry(&entry) {
+        assert_eq!(node.value.id, id.as_str());
+    }
+}
+
 pub fn socket_table(bytes: &[u8]) {
     let line = String::from_utf8_lossy(bytes);
     for protocol in ["tcp", "tcp6"] {
@@ -807,6 +880,16 @@ CSqGSIb3DQEJDjEbMBkwFwYDVR0RBBAwDoIGbm9kZS0xhwQKAAAHMAUGAytlcANB\n\
 AJvW1fk101amoCpU4YMEWa/V2cWYp9ohrQX8j8e82IdTHubq+22OwCKmXncgEZb/\n\
 QigHTvz6pnkDwy9F/Prl1Qk=\n\
 -----END CERTIFICATE REQUEST-----\n";
+/// `parameters { requested_identity_name: "owner", public_key: 7 32 times }`.
+const ESCROW: &[u8] = b"\x0a\x29\x0a\x05owner\x12\x20\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\
+    \x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07";
+/// `public_key: 7 32 times`.
+const OWNER: &[u8] = b"\x0a\x20\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\
+    \x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07";
+/// A node with that key, NEW.
+const CLUSTER_NODE: &[u8] =
+    b"\0\x0a\x20\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\
+    \x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x18\x01";
 const CERTIFICATE: &[u8] =
     b"-----BEGIN CERTIFICATE-----\nMIIBODCB66ADAgECAhA=\n-----END CERTIFICATE-----\n";
 /// Of RFC 8032 §7.1, TEST 1.
