@@ -52,7 +52,15 @@ pub mod standing;
 pub mod state;
 pub mod ticket;
 
-pub use crate::run::{Curator, Error, Options, main};
+pub use crate::run::{Curator, Error, Options};
+
+/// The role's entry; `curator node` is the other side.
+pub fn main(args: Vec<std::ffi::OsString>) -> std::process::ExitCode {
+    match args.get(1).is_some_and(|word| word == "node") {
+        true => node::main(args[1..].to_vec()),
+        false => run::main(args),
+    }
+}
 
 #[cfg(test)]
 mod testing;

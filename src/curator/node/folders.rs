@@ -136,6 +136,15 @@ impl Folders {
         Ok(Some(Keys { node: key(&node_key)?, join: key(&join_key)? }))
     }
 
+    /// Makes the folder that the state of a new cluster lies in.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn make_room(&self, beneath: &str) -> Result<(), Error> {
+        let path = self.data.join(beneath);
+        make_folder(&path).map_err(|source| Error::File { doing: "make the folder", path, source })
+    }
+
     /// Keeps what the cluster answered; the certificate is the last of the three.
     ///
     /// # Errors
@@ -198,6 +207,14 @@ impl Folders {
             storage_security: NodeStorageSecurity::Insecure.into(),
         };
         write(&self.state.join(SEALED), 0o600, &message.encode_to_vec())?;
+        self.settle()
+    }
+
+    /// Lets go of what was for being taken in, if a run was cut off before it had.
+    ///
+    /// # Errors
+    /// When the file cannot be removed.
+    pub fn settle(&self) -> Result<(), Error> {
         remove(&self.state.join(ENROLLMENT))
     }
 
@@ -292,13 +309,13 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>, Error> {
 }
 
 fn write(path: &Path, mode: u32, bytes: &[u8]) -> Result<(), Error> {
-    let folder = path.parent().unwrap_or(path);
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(folder)
+    make_folder(path.parent().unwrap_or(path))
         .and_then(|()| orlop_rt::replace(path, mode, bytes))
         .map_err(|source| Error::File { doing: "write", path: path.to_owned(), source })
+}
+
+fn make_folder(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
 fn remove(path: &Path) -> Result<(), Error> {
