@@ -43,7 +43,7 @@ pub(crate) struct Options {
 }
 
 #[derive(Debug, thiserror::Error)]
-enum Error {
+pub(crate) enum Error {
     #[error("{operation} {}", path.display())]
     File { operation: &'static str, path: PathBuf, source: io::Error },
     #[error("no volume is labelled {VOLUME_LABEL:?}; attach one that holds config.yaml")]
@@ -103,7 +103,7 @@ pub(crate) fn main(options: &Options) -> ExitCode {
     }
 }
 
-fn fetch(source: &Source) -> Result<Vec<u8>, Error> {
+pub(crate) fn fetch(source: &Source) -> Result<Vec<u8>, Error> {
     match source {
         Source::Volume => from_volume(),
         Source::File(path) => read(path),
@@ -121,16 +121,20 @@ fn fetch(source: &Source) -> Result<Vec<u8>, Error> {
 
 fn read(path: &Path) -> Result<Vec<u8>, Error> {
     let failed = |source| Error::File { operation: "read", path: path.into(), source };
+    bounded(path, SIZE_LIMIT).map_err(failed)
+}
+
+/// A regular file of at most so many bytes.
+pub(crate) fn bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     // A FIFO of that name would wait for a writer.
-    let open = File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path);
-    let file = open.map_err(failed)?;
-    if !file.metadata().map_err(failed)?.is_file() {
-        return Err(failed(io::Error::other("not a regular file")));
+    let file = File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("not a regular file"));
     }
-    file.take(SIZE_LIMIT + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() as u64 > SIZE_LIMIT {
-        return Err(failed(io::Error::other(format!("larger than {SIZE_LIMIT} bytes"))));
+    file.take(limit + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > limit {
+        return Err(io::Error::other(format!("larger than {limit} bytes")));
     }
     Ok(bytes)
 }

@@ -69,8 +69,8 @@ enum Store {
 }
 
 impl Store {
-    fn of_node() -> Self {
-        let begun = Path::new(DATA).join(STORE).exists();
+    fn of(node: &Node) -> Self {
+        let begun = Path::new(DATA).join(STORE).exists() || node.goes_by_roles();
         if etcd::program().is_some() && !begun { Self::Etcd } else { Self::Own }
     }
 }
@@ -99,7 +99,7 @@ pub(crate) fn definition(node: &Node, containerd: &Containerd) -> Result<Definit
     ]);
     let mut dependencies =
         vec![Dependency::to_prepare("containerd"), Dependency::to_prepare("networkd")];
-    if Store::of_node() == Store::Etcd {
+    if Store::of(node) == Store::Etcd {
         dependencies.push(Dependency::to_start("etcd"));
     }
     let timing = Timing {
@@ -137,7 +137,7 @@ async fn healthy(node: &Node) -> Result<(), String> {
 /// Certificates, and what it is called with this time.
 fn prepare(node: &Node) -> Result<Prepared, Error> {
     let config = node.config()?;
-    let store = Store::of_node();
+    let store = Store::of(node);
     let basis = Basis::of(&config, store)?;
     basis.write(SystemTime::now())?;
     let address = identity::first_address()
@@ -160,7 +160,7 @@ pub(crate) async fn keep_secrets(node: Node) {
                 continue;
             }
             let now = Now { wall: SystemTime::now(), monotonic: orlop_sys::monotonic() };
-            let basis = node.config().and_then(|config| Basis::of(&config, Store::of_node()));
+            let basis = node.config().and_then(|config| Basis::of(&config, Store::of(&node)));
             let renewed = match &basis {
                 Ok(basis) if !renewal.due(basis, now) => continue,
                 Ok(basis) => basis.write(now.wall),

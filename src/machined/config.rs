@@ -18,10 +18,10 @@ use tracing::{error, info, warn};
 use crate::document::Document;
 use crate::node::Node;
 use crate::source::{Source, VOLUME_LABEL};
-use crate::{Error, maintenance, services};
+use crate::{Error, maintenance, parameters, services};
 
 /// Where the document is kept (spec §6.1).
-const KEPT: &str = "/system/state/config.yaml";
+pub(crate) const KEPT: &str = "/system/state/config.yaml";
 /// What the child has accepted.
 const ACCEPTED: &str = "/run/orlop/config.yaml";
 /// What somebody wants to apply.
@@ -59,6 +59,10 @@ pub(crate) enum Refusal {
 /// is wrong is an error, with its lines on the console.
 pub(crate) async fn load(node: &Node) -> Result<(), Error> {
     make_folder()?;
+    if let Some(document) = parameters::load(node).await? {
+        node.set_document(document);
+        return Ok(());
+    }
     if let Some(document) = load_kept(node).await? {
         node.set_document(document);
         return Ok(());

@@ -21,6 +21,11 @@ impl Document {
         Ok(Self { text: text.into(), config })
     }
 
+    /// Of one that is known to be sound.
+    pub(crate) fn of(config: MachineConfig) -> Self {
+        Self { text: config.to_yaml().into(), config: Arc::new(config) }
+    }
+
     pub(crate) fn config(&self) -> Arc<MachineConfig> {
         Arc::clone(&self.config)
     }

@@ -21,6 +21,7 @@ mod cgroups;
 pub mod child;
 mod clock;
 mod config;
+mod curator;
 mod disks;
 mod document;
 mod error;
@@ -42,6 +43,7 @@ mod modules;
 mod mounts;
 mod network;
 mod node;
+mod parameters;
 mod plan;
 pub mod podlog;
 mod power;
@@ -93,6 +95,8 @@ struct Options {
 enum Command {
     /// Fetch and check the machine configuration (PID 1 runs this as its child).
     Acquire(acquire::Options),
+    /// Look for node parameters and check them (PID 1 runs this as its child).
+    Parameters(parameters::Options),
     /// Get a certificate from trustd, on terms read from standard input (PID 1 runs this as its child).
     Certify,
     /// Place files by another node's trustd, on terms read from standard input (PID 1 runs this as its child).
@@ -115,6 +119,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     match orlop_rt::parse::<Options>(args) {
         Err(code) => code,
         Ok(Options { command: Some(Command::Acquire(options)) }) => acquire::main(&options),
+        Ok(Options { command: Some(Command::Parameters(options)) }) => parameters::main(&options),
         Ok(Options { command: Some(Command::Certify) }) => trust::main(),
         Ok(Options { command: Some(Command::HandOver) }) => handover::give_main(),
         Ok(Options { command: Some(Command::TakeOver { folder }) }) => handover::take_main(&folder),

@@ -74,6 +74,8 @@ struct Inner {
     logs: Keeping,
     /// What the node goes by. `None` until the task that loads it has one.
     config: watch::Sender<Option<Arc<Document>>>,
+    /// The cluster's curator says which services run, not the configuration.
+    by_roles: AtomicBool,
     /// What the configuration leaves to other control planes. Held for an assignment.
     handed: Mutex<Option<Arc<Pki>>>,
     /// Where a node without a configuration waits for one; `None` while it does not.
@@ -116,6 +118,7 @@ impl Node {
             supervisor: handle.clone(),
             logs: Keeping::new(handle.logs().clone()),
             config: watch::Sender::default(),
+            by_roles: AtomicBool::new(false),
             handed: Mutex::default(),
             waiting: Mutex::default(),
             applying: tokio::sync::Mutex::default(),
@@ -196,6 +199,16 @@ impl Node {
             Some(pki) if config.machine.kind.is_control_plane() => Arc::new(pki.fill(&config)),
             _ => config,
         })
+    }
+
+    /// Whether the cluster's curator says which services run.
+    pub(crate) fn goes_by_roles(&self) -> bool {
+        self.0.by_roles.load(Ordering::Acquire)
+    }
+
+    /// From now on it does.
+    pub(crate) fn go_by_roles(&self) {
+        self.0.by_roles.store(true, Ordering::Release);
     }
 
     /// The cluster's PKI that another control plane has handed over.

@@ -30,6 +30,7 @@ use tracing::{info, warn};
 
 use crate::api;
 use crate::apiserver;
+use crate::curator;
 use crate::error::Error;
 use crate::etcd::host as etcd;
 use crate::handover;
@@ -77,7 +78,7 @@ const CLOCK_DEVICES: [&str; 3] = ["/dev/rtc0", "/dev/ptp0", "/dev/ptp1"];
 pub(crate) const APID_UID: u32 = 50;
 pub(crate) const TRUSTD_UID: u32 = 51;
 pub(crate) const NETWORKD_UID: u32 = 52;
-const ROUTERD_UID: u32 = 53;
+pub(crate) const ROUTERD_UID: u32 = 53;
 const TIMED_UID: u32 = 54;
 
 const APID_PORT: u16 = 50000;
@@ -286,11 +287,17 @@ pub(crate) async fn prepare(node: &Node) -> Result<(), Error> {
             node.spawn(handover::take(node.clone()));
         }
     }
-    if let Some(program) = etcd::program().filter(|_| config.machine.kind.is_control_plane()) {
+    let by_roles = node.goes_by_roles();
+    let controls = config.machine.kind.is_control_plane() && !by_roles;
+    if by_roles {
+        definitions.push(curator::definition(&containerd)?);
+        node.spawn(curator::follow(node.clone()));
+    }
+    if let Some(program) = etcd::program().filter(|_| controls) {
         definitions.push(etcd::definition(node, &containerd, program));
         node.spawn(etcd::keep_secrets(node.clone()));
     }
-    if config.machine.kind.is_control_plane() {
+    if controls {
         definitions.push(apiserver::definition(node, &kubernetes())?);
         node.spawn(apiserver::keep_secrets(node.clone()));
     }
@@ -314,6 +321,9 @@ pub(crate) async fn prepare(node: &Node) -> Result<(), Error> {
     }
     let left_out: Vec<_> = absent(&config).collect();
     info!("not in this image, and skipped: {}", left_out.join(" "));
+    if by_roles {
+        return Ok(());
+    }
     if origin == Origin::Nowhere {
         warn!(
             "this node has no API: its configuration holds neither machine.ca.key nor machine.token, \
@@ -353,7 +363,7 @@ fn runtime() -> Containerd {
 }
 
 /// Where Kubernetes' own services run: beside its pods.
-fn kubernetes() -> Containerd {
+pub(crate) fn kubernetes() -> Containerd {
     Containerd::new(container::Options {
         namespace: "k8s.io".to_owned(),
         shim_cgroup: Some("/podruntime/runtime".to_owned()),
@@ -377,6 +387,9 @@ pub(crate) async fn start_all(node: &Node, limit: Duration) -> Result<(), Error>
     // On control planes only.
     if node.supervisor().status("trustd").await.is_ok() {
         ids.push("trustd");
+    }
+    if node.goes_by_roles() {
+        ids.push(curator::ID);
     }
     ids.extend(absent(&*node.config()?));
     for id in &ids {
@@ -614,13 +627,13 @@ pub(crate) fn own_folder(folder: &Path, uid: u32) -> Result<(), Error> {
 const RESTARTABLE: Permissions = Permissions { start: true, stop: false, restart: true };
 
 /// A slow machine takes long to start things: it is no news until then that they do not answer.
-fn patient(health: Health) -> Health {
+pub(crate) fn patient(health: Health) -> Health {
     let timing = Timing { initial_delay: START_LIMIT, ..health.timing };
     health.with_timing(timing)
 }
 
 /// A daemon of ours under its own user.
-fn daemon(id: &str, uid: u32, args: &[&str]) -> container::Spec {
+pub(crate) fn daemon(id: &str, uid: u32, args: &[&str]) -> container::Spec {
     container::Spec {
         user: (uid, uid),
         pids_limit: Some(DAEMON_THREADS),
@@ -644,12 +657,12 @@ async fn start(node: &Node, definition: Definition) -> Result<(), Error> {
     node.supervisor().start(&id).await.map_err(Error::Services)
 }
 
-fn folder(socket: &str) -> PathBuf {
+pub(crate) fn folder(socket: &str) -> PathBuf {
     Path::new(socket).parent().map(Path::to_owned).unwrap_or_default()
 }
 
 /// The folder of a socket: `server` writes in it, the group `caller` may enter, nobody else.
-fn socket_folder(socket: &Path, server: u32, caller: u32) -> Result<(), Error> {
+pub(crate) fn socket_folder(socket: &Path, server: u32, caller: u32) -> Result<(), Error> {
     let folder = socket.parent().unwrap_or(socket);
     fs::create_dir_all(folder)
         .and_then(|()| chown(folder, Some(server), Some(caller)))
