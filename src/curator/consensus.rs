@@ -218,18 +218,7 @@ impl Consensus {
     }
 
     async fn round(&self, etcd: &Etcd, office: &Office) -> Result<(), Refusal> {
-        let members = etcd.members().await?;
-        let (nodes, _) = office.state.nodes().await?;
-        let nodes: Vec<Node> = nodes.into_iter().map(|node| node.value).collect();
-        if let Some(change) = membership::reconcile(&office.own, &members, &nodes) {
-            info!(?change, "members of etcd and roles are not in line");
-            match change {
-                Change::RemoveMember(id) => etcd.remove_member(id).await?,
-                Change::GiveRole(id) | Change::TakeController(id) | Change::TakeRole(id) => {
-                    self.set_role(office, &members, &id).await?;
-                }
-            }
-        }
+        let members = self.reconcile(etcd, office).await?;
         for member in membership::learners(&members) {
             match etcd.promote(member.id).await {
                 Ok(()) => info!(name = %member.name, "a learner of etcd's votes now"),
@@ -241,31 +230,44 @@ impl Consensus {
         Ok(())
     }
 
-    /// Brings the role of one node in line: as it is now, and not as it was when the lists were read.
-    async fn set_role(
-        &self,
-        office: &Office,
-        members: &[Member],
-        id: &NodeId,
-    ) -> Result<(), Refusal> {
+    /// Makes the next change, if one is needed; the members before it. Nobody else changes a node meanwhile: between two
+    /// lists, who joins would be a member in one and have no role in the other.
+    async fn reconcile(&self, etcd: &Etcd, office: &Office) -> Result<Vec<Member>, Refusal> {
         let _changing = office.locks.node.lock().await;
+        let members = etcd.members().await?;
+        let (nodes, _) = office.state.nodes().await?;
+        let nodes: Vec<Node> = nodes.into_iter().map(|node| node.value).collect();
+        if let Some(change) = membership::reconcile(&office.own, &members, &nodes) {
+            info!(?change, "members of etcd and roles are not in line");
+            match &change {
+                Change::RemoveMember(id) => etcd.remove_member(*id).await?,
+                Change::GiveRole(id) | Change::TakeController(id) | Change::TakeRole(id) => {
+                    self.set_role(office, &change, id).await?;
+                }
+            }
+        }
+        Ok(members)
+    }
+
+    async fn set_role(&self, office: &Office, change: &Change, id: &NodeId) -> Result<(), Refusal> {
         let Some(Stored { value: mut node, modified }) = office.state.node(id).await? else {
             return Ok(());
         };
         let mut roles = node.roles.take().unwrap_or_default();
-        let member = membership::member_of(members, id).is_some();
-        if member && roles.consensus_member.is_none() {
-            let now = SystemTime::now();
-            roles.consensus_member = Some(self.join(&office.own, &office.state, &node, now).await?);
-        } else if !member && roles.kubernetes_controller.is_some() {
-            roles.kubernetes_controller = None;
-        } else if !member {
-            roles.consensus_member = None;
+        match change {
+            Change::GiveRole(_) => {
+                let now = SystemTime::now();
+                let role = self.join(&office.own, &office.state, &node, now).await?;
+                roles.consensus_member = Some(role);
+            }
+            Change::TakeController(_) => roles.kubernetes_controller = None,
+            Change::TakeRole(_) => roles.consensus_member = None,
+            Change::RemoveMember(_) => {}
         }
         node.roles = Some(roles);
         let path = names::node(id);
         let changes = Changes::new().if_unchanged(&path, modified).put_message(&path, &node);
-        // Somebody else changed the node: the next round looks again.
+        // If the node itself changed it meanwhile, the next round looks again.
         office.change(changes).await?;
         Ok(())
     }

@@ -81,7 +81,11 @@ pub fn reconcile(own: &NodeId, members: &[Member], nodes: &[Node]) -> Option<Cha
     let of = |id: &NodeId| nodes.iter().find(|node| node.id == id.as_str());
     of(own)?;
     member_of(members, own)?;
-    let homeless = |member: &&Member| node_of(member).is_none_or(|id| of(&id).is_none());
+    // Who was added by hand has no name before it starts, and may have any address.
+    let homeless = |member: &&Member| match node_of(member) {
+        Some(id) => of(&id).is_none(),
+        None => !member.name.is_empty(),
+    };
     if let Some(member) = members.iter().find(homeless) {
         return Some(Change::RemoveMember(member.id));
     }
@@ -123,6 +127,11 @@ mod tests {
 
     fn unborn(number: u8) -> Member {
         Member { name: String::new(), ..learner(number) }
+    }
+
+    fn stranger(name: &str) -> Member {
+        let peer_urls = vec!["https://10.0.0.1:2380".to_owned()];
+        Member { id: 7, name: name.to_owned(), peer_urls, learner: true }
     }
 
     /// c: consensus member, k: Kubernetes controller.
@@ -172,6 +181,8 @@ mod tests {
             (vec![voter(2)], vec![node(1, "c")], None),
             (vec![voter(1), voter(2)], vec![node(1, "c")], Some(RemoveMember(2))),
             (vec![voter(1), unborn(2)], vec![node(1, "c")], Some(RemoveMember(2))),
+            (vec![voter(1), stranger("etcd-1")], vec![node(1, "c")], Some(RemoveMember(7))),
+            (vec![voter(1), stranger("")], vec![node(1, "c")], None),
             (vec![voter(1), unborn(2)], vec![node(1, "c"), node(2, "")], Some(GiveRole(id(2)))),
             (vec![voter(1)], vec![node(1, "")], Some(GiveRole(id(1)))),
             (vec![voter(1)], vec![node(1, "c"), node(2, "c")], Some(TakeRole(id(2)))),

@@ -8,6 +8,7 @@
 #[path = "../../store/tests/etcd_server/mod.rs"]
 mod etcd_server;
 
+use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -20,16 +21,20 @@ use orlop_curator::moving;
 use orlop_curator::names::{self, CURATOR, NodeId};
 use orlop_pki::cluster::{self, RawKey};
 use orlop_pki::encoding;
+use orlop_proto::metropolis::node::core::curator::proto::api::get_consensus_status_response::EtcdMember;
+use orlop_proto::metropolis::node::core::curator::proto::api::get_consensus_status_response::etcd_member::Status as Standing;
 use orlop_proto::metropolis::node::core::curator::proto::api::curator_client::CuratorClient;
 use orlop_proto::metropolis::node::core::curator::proto::api::curator_local_client::CuratorLocalClient;
 use orlop_proto::metropolis::node::core::curator::proto::api::{
-    GetCurrentLeaderRequest, GetCurrentLeaderResponse, RegisterNodeRequest,
+    GetConsensusStatusRequest, GetCurrentLeaderRequest, GetCurrentLeaderResponse, RegisterNodeRequest,
 };
 use orlop_proto::metropolis::node::core::curator::proto::private::Node;
 use orlop_proto::metropolis::proto::api::aaa_client::AaaClient;
 use orlop_proto::metropolis::proto::api::management_client::ManagementClient;
+use orlop_proto::metropolis::proto::api::update_node_labels_request::{self, Pair};
 use orlop_proto::metropolis::proto::api::{
-    EscrowRequest, GetRegisterTicketRequest, escrow_request,
+    self as management, EscrowRequest, GetNodesRequest, GetRegisterTicketRequest,
+    UpdateNodeLabelsRequest, UpdateNodeRolesRequest, escrow_request, update_node_roles_request,
 };
 use orlop_proto::metropolis::proto::common::NodeState;
 use orlop_store::{Limits, Location, Store};
@@ -108,6 +113,22 @@ fn send(process: u32, signal: Signal) {
     kill(Pid::from_raw(process.try_into().unwrap()), signal).unwrap();
 }
 
+fn keys() -> Vec<RawKey> {
+    (0..3).map(|_| RawKey::generate().unwrap()).collect()
+}
+
+/// A node that is up.
+async fn add(store: &Store, key: &RawKey) {
+    let id = NodeId::of_key(&key.public());
+    let node = Node {
+        public_key: key.public().to_vec(),
+        fsm_state: NodeState::Up.into(),
+        id: id.to_string(),
+        ..Node::default()
+    };
+    store.create(CURATOR.key(&names::node(&id)), node.encode_to_vec(), None).await.unwrap();
+}
+
 /// Three nodes and their curators, some of which run.
 struct Cluster {
     url: String,
@@ -122,18 +143,10 @@ struct Cluster {
 impl Cluster {
     /// Founded by the first of three curators, all of which run.
     async fn start(url: String) -> Self {
-        let mut cluster = Self::alone(&url).await;
+        let mut cluster = Self::alone(&url, keys(), &[]).await;
         let store = open(&url).await;
         for key in &cluster.keys[1..] {
-            let id = NodeId::of_key(&key.public());
-            let node = Node {
-                public_key: key.public().to_vec(),
-                fsm_state: NodeState::Up.into(),
-                id: id.to_string(),
-                ..Node::default()
-            };
-            let value = node.encode_to_vec();
-            store.create(CURATOR.key(&names::node(&id)), value, None).await.unwrap();
+            add(&store, key).await;
         }
         cluster.begin(1);
         cluster.begin(2);
@@ -141,9 +154,8 @@ impl Cluster {
     }
 
     /// Founded by the first of three curators, over this store; the others do not run.
-    async fn alone(url: &str) -> Self {
+    async fn alone(url: &str, keys: Vec<RawKey>, arguments: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let keys: Vec<_> = (0..3).map(|_| RawKey::generate().unwrap()).collect();
         for (number, key) in keys.iter().enumerate() {
             let credentials = folder.path().join(format!("{number}/credentials"));
             fs::create_dir_all(&credentials).unwrap();
@@ -152,6 +164,7 @@ impl Cluster {
         let owner = RawKey::generate().unwrap();
         let public = names::hex(&owner.public());
         let founding = ["--owner", &public, "--tpm-mode", "best-effort", "--store", url];
+        let founding = [&founding, arguments].concat();
         let first = Curator::start(&folder.path().join("0"), &founding);
         let authority = fs::read_to_string(folder.path().join("0/credentials/ca.pem")).unwrap();
         let authority = encoding::certificates(&authority).unwrap().remove(0);
@@ -242,6 +255,55 @@ impl Cluster {
         Ok(answer.into_inner().ticket)
     }
 
+    /// Gives the first node a label by way of whoever leads.
+    async fn label(&self, number: usize, at: usize) -> Result<(), Status> {
+        let request = UpdateNodeLabelsRequest {
+            node: Some(update_node_labels_request::Node::Id(self.id(0))),
+            upsert: vec![Pair { key: format!("label-{number}"), value: String::new() }],
+            delete: Vec::new(),
+        };
+        ManagementClient::new(self.channel(at)).update_node_labels(request).await.map(drop)
+    }
+
+    /// The first node, as who leads has it.
+    async fn first_node(&self, at: usize) -> Result<management::Node, Status> {
+        let request = GetNodesRequest { filter: format!("node.id == \"{}\"", self.id(0)) };
+        let mut client = ManagementClient::new(self.channel(at));
+        let mut nodes = client.get_nodes(request).await?.into_inner();
+        nodes.message().await?.ok_or_else(|| Status::not_found("it is not there"))
+    }
+
+    /// Makes a node a consensus member, or takes that role away.
+    async fn set_member(&self, key: &RawKey, is: bool) -> Result<(), Status> {
+        let id = NodeId::of_key(&key.public()).to_string();
+        let request = UpdateNodeRolesRequest {
+            node: Some(update_node_roles_request::Node::Id(id)),
+            consensus_member: Some(is),
+            ..UpdateNodeRolesRequest::default()
+        };
+        ManagementClient::new(self.channel(0)).update_node_roles(request).await.map(drop)
+    }
+
+    /// Who keeps the state, and whether it votes; etcd's order is by chance.
+    async fn members(&self) -> BTreeSet<(String, bool)> {
+        let mut client = CuratorClient::new(self.channel(0));
+        let request = GetConsensusStatusRequest {};
+        let answer = client.get_consensus_status(request).await.unwrap().into_inner();
+        let told = |member: &EtcdMember| (member.id.clone(), member.status() == Standing::Full);
+        answer.etcd_member.iter().map(told).collect()
+    }
+
+    /// Waits until these keep the state.
+    async fn until_members(&self, expected: &[(String, bool)]) {
+        let agreed = async {
+            let expected: BTreeSet<_> = expected.iter().cloned().collect();
+            while self.members().await != expected {
+                sleep(LOOK_EVERY).await;
+            }
+        };
+        timeout(PATIENCE, agreed).await.unwrap_or_else(|_| panic!("they become {expected:?}"));
+    }
+
     /// A machine with a key of its own registers.
     async fn register(&self, at: usize, ticket: &[u8]) -> Result<NodeId, Status> {
         let key = RawKey::generate().unwrap();
@@ -301,12 +363,28 @@ fn a_leader_that_is_killed_takes_nothing_with_it() {
         let first = cluster.leader(None).await;
         let ticket = cluster.ticket(first).await.unwrap();
         let node = cluster.register(first, &ticket).await.unwrap();
-        cluster.curators[first].as_ref().unwrap().signal(Signal::SIGKILL);
+        // It dies while it writes.
+        let mut acknowledged = Vec::new();
+        let writes = async {
+            while cluster.label(acknowledged.len(), first).await.is_ok() {
+                acknowledged.push(format!("label-{}", acknowledged.len()));
+                if acknowledged.len() == 8 {
+                    cluster.curators[first].as_ref().unwrap().signal(Signal::SIGKILL);
+                }
+            }
+        };
+        timeout(PATIENCE, writes).await.expect("it is killed");
+        assert!(acknowledged.len() >= 8);
         let killed = Instant::now();
         cluster.curators[first] = None;
         let second = cluster.leader(Some(first)).await;
         println!("{:?} after the leader was killed the next one leads", killed.elapsed());
         assert_eq!(cluster.ticket(second).await.unwrap(), ticket);
+        let first_node = cluster.first_node(second).await.unwrap();
+        let labels: Vec<_> =
+            first_node.labels.unwrap().pairs.into_iter().map(|it| it.key).collect();
+        let lost: Vec<_> = acknowledged.iter().filter(|label| !labels.contains(label)).collect();
+        assert!(lost.is_empty(), "{lost:?} were acknowledged and are not there");
         let key = CURATOR.key(&names::node(&node));
         assert!(open(&cluster.url).await.get(key, None).await.unwrap().is_some());
         cluster.register(second, &ticket).await.unwrap();
@@ -375,7 +453,7 @@ fn a_cluster_moves_to_an_etcd_and_is_read_meanwhile() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("store");
         let own = format!("embedded://{}", file.display());
-        let mut cluster = Cluster::alone(&own).await;
+        let mut cluster = Cluster::alone(&own, keys(), &[]).await;
         let ticket = cluster.ticket(0).await.unwrap();
         let first = cluster.register(0, &ticket).await.unwrap();
         cluster.stop(0).await;
@@ -431,4 +509,155 @@ fn a_cluster_moves_to_an_etcd_and_is_read_meanwhile() {
         cluster.leader(None).await;
         assert_eq!(cluster.ticket(0).await.unwrap(), ticket);
     });
+}
+
+#[test]
+fn a_node_alone_moves_to_an_etcd_when_a_second_one_shall_keep_the_state() {
+    on_each_etcd(async |etcd| {
+        let folder = tempfile::tempdir().unwrap();
+        let own = format!("embedded://{}", folder.path().join("store").display());
+        // The second node is there before its curator's clock begins.
+        let (url, keys) = (etcd.url(), keys());
+        let second = RawKey::from_bytes(keys[1].bytes()).unwrap();
+        let mut cluster = Cluster::alone(&own, keys, &[]).await;
+        cluster.stop(0).await;
+        let store = open(&own).await;
+        add(&store, &second).await;
+        store.close().await;
+        let refused = {
+            cluster.begin(0);
+            cluster.leader(None).await;
+            cluster.set_member(&second, true).await.unwrap_err()
+        };
+        assert_eq!(
+            refused.code(),
+            Code::FailedPrecondition,
+            "nobody told it of an etcd: {refused}"
+        );
+        assert!(refused.message().contains("--move-to"), "{refused}");
+        cluster.stop(0).await;
+        cluster.curators[0] = Some(Curator::start(
+            &cluster.folder.path().join("0"),
+            &["--store", &own, "--move-to", &url],
+        ));
+        cluster.leader(None).await;
+        let mut reads = 0;
+        let joined = async {
+            loop {
+                match cluster.set_member(&second, true).await {
+                    Ok(()) => return,
+                    Err(status) => assert_eq!(status.code(), Code::Unavailable, "{status}"),
+                }
+                match cluster.first_node(0).await {
+                    Ok(_) => reads += 1,
+                    Err(status) => assert_eq!(status.code(), Code::Unavailable, "{status}"),
+                }
+            }
+        };
+        timeout(PATIENCE, joined).await.expect("it moves, and takes the member in");
+        println!("read {reads} times meanwhile");
+        let id = NodeId::of_key(&second.public()).to_string();
+        assert!(cluster.members().await.contains(&(id, false)), "{:?}", cluster.members().await);
+    });
+}
+
+/// An etcd member as a process, on an address of its own among those that lead to this machine.
+struct Etcd(Child);
+
+impl Etcd {
+    /// Serves when it is there. `cluster`: names and hosts of all members, itself the last.
+    fn start(program: &Path, data: &Path, state: &str, cluster: &[(&str, &str)]) -> Self {
+        let (name, host) = cluster.last().unwrap();
+        let (clients, peers) = (format!("http://{host}:2379"), format!("http://{host}:2380"));
+        let all: Vec<_> =
+            cluster.iter().map(|(name, host)| format!("{name}=http://{host}:2380")).collect();
+        let mut child = Command::new(program)
+            .args(["--data-dir", data.to_str().unwrap(), "--name", name, "--unsafe-no-fsync"])
+            .args(["--listen-client-urls", &clients, "--advertise-client-urls", &clients])
+            .args(["--listen-peer-urls", &peers, "--initial-advertise-peer-urls", &peers])
+            .args(["--initial-cluster", &all.join(","), "--initial-cluster-state", state])
+            .args(["--logger", "zap", "--log-outputs", "stderr"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+        let mut log = String::new();
+        let serves = lines.by_ref().any(|line| {
+            log = format!("{log}{line}\n");
+            line.contains("serving client traffic")
+        });
+        assert!(serves, "etcd did not start:\n{log}");
+        thread::spawn(move || lines.for_each(drop));
+        Self(child)
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+#[test]
+fn members_of_etcd_follow_roles_and_roles_follow_members() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    for (generation, program) in etcd_server::programs().iter().enumerate() {
+        runtime.block_on(members_and_roles(program, generation));
+    }
+}
+
+async fn members_and_roles(program: &Path, generation: usize) {
+    let folder = tempfile::tempdir().unwrap();
+    // Nobody else has this process' number.
+    let (high, low) = (std::process::id() / 250 % 250 + 1, std::process::id() % 250);
+    let host = |number: usize| format!("127.{high}.{low}.{}", 10 * (generation + 1) + number);
+    let keys = keys();
+    let ids: Vec<_> = keys.iter().map(|key| NodeId::of_key(&key.public()).to_string()).collect();
+    let (one, two) = (host(1), host(2));
+    let _first = Etcd::start(program, &folder.path().join("1"), "new", &[(&ids[0], &one)]);
+    let url = format!("etcd://{one}:2379");
+    let second = RawKey::from_bytes(keys[1].bytes()).unwrap();
+    let cluster = Cluster::alone(&url, keys, &[]).await;
+    let store = open(&url).await;
+    add(&store, &second).await;
+    let alone = [(ids[0].clone(), true)];
+    cluster.until_members(&alone).await;
+
+    // By way of its role; it has not started, so it votes never.
+    cluster.set_member(&second, true).await.unwrap();
+    let learns = [(ids[0].clone(), true), (ids[1].clone(), false)];
+    cluster.until_members(&learns).await;
+    let id = NodeId::of_key(&second.public());
+    let role = async || {
+        let node = store.get(CURATOR.key(&names::node(&id)), None).await.unwrap()?;
+        Node::decode(node.value).unwrap().roles?.consensus_member
+    };
+    let given = role().await.expect("the role");
+    let peers: Vec<_> = given.peers.iter().map(|peer| (&*peer.name, &*peer.url)).collect();
+    assert_eq!(peers, [(&*ids[0], &*format!("http://{one}:2380"))]);
+    let shown = cluster::Shown::read(&given.peer_certificate).unwrap();
+    assert!(shown.is_signed_by(&given.ca_certificate) && shown.public_key == Some(second.public()));
+    cluster.set_member(&second, false).await.unwrap();
+    cluster.until_members(&alone).await;
+    assert_eq!(role().await, None);
+
+    // By way of etcd: it gets the role, and votes once it has caught up.
+    let Store::Etcd(etcd) = &store else { panic!("it is an etcd") };
+    etcd.add_learner(&format!("http://{two}:2380")).await.unwrap();
+    let both = [(&*ids[0], &*one), (&*ids[1], &*two)];
+    let _second = Etcd::start(program, &folder.path().join("2"), "existing", &both);
+    cluster.until_members(&[(ids[0].clone(), true), (ids[1].clone(), true)]).await;
+    let has_role = async {
+        while role().await.is_none() {
+            sleep(LOOK_EVERY).await;
+        }
+    };
+    timeout(PATIENCE, has_role).await.expect("it gets the role");
+    // A node that is deleted keeps nothing.
+    let entry = store.get(CURATOR.key(&names::node(&id)), None).await.unwrap().unwrap();
+    store.delete(entry.key, entry.modified).await.unwrap();
+    cluster.until_members(&alone).await;
 }
