@@ -26,6 +26,7 @@ pub(crate) const ROLES: &[Role] = &[
     Role::new("curator", "the cluster API on port 7835", orlop_curator::main),
     Role::new("apiserver", "the Kubernetes API on port 6443", orlop_apiserver::main),
     Role::new("nsp", "targets and configuration of the ambassador", orlop_nsp::main),
+    Role::new("tapa", "the ambassador in a pod: streams for applications", orlop_tapa::main),
     Role::new("orlopctl", "the operator's command line", orlop_ctl::main),
 ];
 

@@ -34,11 +34,9 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use orlop_config::environment::Environment;
-use orlop_proto::grpc::health::v1::HealthCheckRequest;
-use orlop_proto::grpc::health::v1::health_client::HealthClient;
 use orlop_proto::grpc::health::v1::health_server::HealthServer;
 use orlop_rpc::Routes;
-use orlop_rpc::board::Board;
+use orlop_rpc::board::{Board, probe};
 use orlop_rpc::places::{self, Most};
 use orlop_rpc::{tls, unix};
 use orlop_rt::{CancellationToken, Exit};
@@ -46,7 +44,6 @@ use orlop_store::{Durability, Embedded, Limits, Store};
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio::time::timeout;
 use tokio_stream::wrappers::TcpListenerStream;
 use tracing::info;
 
@@ -59,9 +56,6 @@ use crate::targets::Targets;
 const MOST: Most = Most { all: 20_000, each: 10_000 };
 /// Calls under way when it stops.
 const GRACE: Duration = Duration::from_secs(5);
-/// How often it asks itself whether it answers, and how long all of that may take.
-const PROBE_EVERY: Duration = Duration::from_secs(5);
-const PROBE_LIMIT: Duration = Duration::from_secs(4);
 /// Of the store's file, in memory: targets are in the registry anyway.
 const STORE_CACHE: usize = 2 << 20;
 /// How the first bytes of an SQLite file are.
@@ -214,7 +208,8 @@ impl Nsp {
                 targets.configured(&now);
             }
         };
-        let alive = probe_self(&settings, &board);
+        let channel = unix::channel(&settings.socket);
+        let alive = probe(channel, settings.probe_timeout, &board, "NSP");
         let calls = async {
             let ended = tokio::select! {
                 ended = async { tokio::join!(following, serving).0 } => ended,
@@ -248,18 +243,6 @@ async fn serve_port(
             let incoming = TcpListenerStream::new(listener);
             orlop_rpc::serve(routes, incoming, shutdown, GRACE).await;
         }
-    }
-}
-
-/// Says on the board whether calls over the socket are answered.
-async fn probe_self(settings: &Settings, board: &Board) {
-    let mut client = HealthClient::new(unix::channel(&settings.socket));
-    let mut every = tokio::time::interval(PROBE_EVERY);
-    loop {
-        every.tick().await;
-        let request = HealthCheckRequest { service: String::new() };
-        let answer = timeout(settings.probe_timeout.min(PROBE_LIMIT), client.check(request)).await;
-        board.set("NSP", matches!(answer, Ok(Ok(_))));
     }
 }
 

@@ -3,7 +3,9 @@
 use std::fs;
 use std::path::Path;
 
+use orlop_proto::grpc::health::v1::HealthCheckRequest;
 use orlop_proto::grpc::health::v1::health_check_response::ServingStatus;
+use orlop_proto::grpc::health::v1::health_client::HealthClient;
 use orlop_proto::nsp::v1::configuration_manager_client::ConfigurationManagerClient;
 use orlop_proto::nsp::v1::target::Status;
 use orlop_proto::nsp::v1::target_registry_client::TargetRegistryClient;

@@ -3,14 +3,18 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use orlop_proto::grpc::health::v1::health_check_response::ServingStatus;
+use orlop_proto::grpc::health::v1::health_client::HealthClient;
 use orlop_proto::grpc::health::v1::health_server::Health;
 use orlop_proto::grpc::health::v1::{HealthCheckRequest, HealthCheckResponse};
 use tokio::sync::watch;
+use tokio::time::{interval, timeout};
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::WatchStream;
 use tonic::codegen::BoxStream;
+use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
 /// A name with the members that must all serve for it to serve; without members it always does.
@@ -56,6 +60,23 @@ impl Board {
         Some(if serving { ServingStatus::Serving } else { ServingStatus::NotServing })
     }
 }
+
+/// Asks a server about its empty service for as long as it is asked to, and says on the board whether it answers.
+/// `limit`: how long an answer may take.
+pub async fn probe(server: Channel, limit: Duration, board: &Board, member: &str) {
+    let mut client = HealthClient::new(server);
+    let mut every = interval(PROBE_EVERY);
+    loop {
+        every.tick().await;
+        let asked = client.check(HealthCheckRequest { service: String::new() });
+        let answer = timeout(limit.min(PROBE_LIMIT), asked).await;
+        board.set(member, matches!(answer, Ok(Ok(_))));
+    }
+}
+
+/// How often, and how long all of it may take.
+const PROBE_EVERY: Duration = Duration::from_secs(5);
+const PROBE_LIMIT: Duration = Duration::from_secs(4);
 
 #[tonic::async_trait]
 impl Health for Board {
