@@ -37,8 +37,8 @@ use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_rustls::{LazyConfigAcceptor, TlsConnector};
-use tonic::transport::{Channel, Endpoint};
 use tonic::transport::server::Connected;
+use tonic::transport::{Channel, Endpoint};
 use tracing::{debug, info};
 
 use crate::accept::Failures;

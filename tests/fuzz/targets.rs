@@ -571,7 +571,8 @@ pub fn cel_filter(bytes: &[u8]) {
     use orlop_proto::metropolis::proto::api::Node;
     use orlop_proto::metropolis::proto::common::node_labels::Pair;
     use orlop_proto::metropolis::proto::common::{NodeLabels, NodeStatus};
-    let Ok(filter) = str::from_utf8(bytes).map_err(drop).and_then(|it| Filter::new(it).map_err(drop))
+    let Ok(filter) =
+        str::from_utf8(bytes).map_err(drop).and_then(|it| Filter::new(it).map_err(drop))
     else {
         return;
     };
@@ -824,7 +825,8 @@ const LINKS: &[u8] =
 const META: &[u8] = b"\0\0\0\x07\0\0\0\x05image\0\0\0\x06\0\0\0\x01A\0\0\0\0\0\0\0\0";
 
 /// Of the first node of a cluster, with a static network.
-const PARAMETERS: &[u8] = b"\x0aB\x0a oooooooooooooooooooooooooooooooo\x1a\x11\x08\x02\x10\x01\x22\x0bexample.org\x22\
+const PARAMETERS: &[u8] =
+    b"\x0aB\x0a oooooooooooooooooooooooooooooooo\x1a\x11\x08\x02\x10\x01\x22\x0bexample.org\x22\
     \x0b\x0a\x09\x0a\x04zone\x12\x01a\x22O\x0a/\x0a\x04eth0b\x0b10.1.0.5/24h\xdc\x0br\x17\x0a\
     \x090.0.0.0/0\x12\x0810.1.0.1 \x05\x0a\x0f\x0a\x01v*\x08\x0a\x04eth0\x10\x0cR\x00\x1a\x0b\
     \x0a\x0910.0.0.53";

@@ -4,12 +4,11 @@ use std::sync::Arc;
 
 use orlop_proto::metropolis::node::core::curator::proto::api::curator_server::Curator as Service;
 use orlop_proto::metropolis::node::core::curator::proto::api::{
-    GetConsensusStatusRequest, GetConsensusStatusResponse, HeartbeatRequest, HeartbeatResponse,
-    IssueCertificateRequest, IssueCertificateResponse, UpdateNodeClusterNetworkingRequest,
-    UpdateNodeClusterNetworkingResponse, UpdateNodeStatusRequest, UpdateNodeStatusResponse,
-    WatchEvent, WatchRequest,
-    CommitNodeRequest, CommitNodeResponse, JoinNodeRequest, JoinNodeResponse, RegisterNodeRequest,
-    RegisterNodeResponse,
+    CommitNodeRequest, CommitNodeResponse, GetConsensusStatusRequest, GetConsensusStatusResponse,
+    HeartbeatRequest, HeartbeatResponse, IssueCertificateRequest, IssueCertificateResponse,
+    JoinNodeRequest, JoinNodeResponse, RegisterNodeRequest, RegisterNodeResponse,
+    UpdateNodeClusterNetworkingRequest, UpdateNodeClusterNetworkingResponse,
+    UpdateNodeStatusRequest, UpdateNodeStatusResponse, WatchEvent, WatchRequest,
 };
 use orlop_rpc::places::Source;
 use tonic::codegen::BoxStream;
