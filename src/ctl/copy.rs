@@ -164,8 +164,9 @@ mod tests {
         member(&mut tar, EntryType::Symlink, "soft", "ro/file", 0o777, "");
         let bytes = zipped(tar);
         let (send, arrived) = sync_channel(AHEAD);
+        // What follows the archive's end need not be read.
         let feeding = thread::spawn(move || {
-            bytes.chunks(7).for_each(|piece| send.send(piece.to_vec()).unwrap())
+            bytes.chunks(7).all(|piece| send.send(piece.to_vec()).is_ok());
         });
         unpack(Pieces { arrived, piece: Vec::new(), at: 0 }, &to).unwrap();
         feeding.join().unwrap();
