@@ -23,7 +23,7 @@ use orlop_proto::metropolis::node::core::curator::proto::api::watch_request::{
     Kind, NodesInCluster,
 };
 use orlop_proto::metropolis::node::core::curator::proto::api::{
-    GetCaCertificateRequest, HeartbeatRequest, WatchEvent, WatchRequest, watch_event::Progress,
+    GetCurrentLeaderRequest, HeartbeatRequest, WatchEvent, WatchRequest, watch_event::Progress,
 };
 use orlop_proto::metropolis::node::core::curator::proto::private::Node;
 use orlop_proto::metropolis::proto::api::management_client::ManagementClient;
@@ -149,7 +149,7 @@ impl Curator {
         Ok(Self { child, address })
     }
 
-    /// Answered a call.
+    /// Leads, and says so.
     async fn ready(&mut self) -> Result<()> {
         let tries = async {
             loop {
@@ -161,10 +161,14 @@ impl Curator {
                 let host = self.address.ip().to_string();
                 let channel = tls::channel(&host, self.address.port(), config);
                 let mut local = CuratorLocalClient::new(channel);
-                match local.get_ca_certificate(GetCaCertificateRequest {}).await {
-                    Ok(_) => return Ok(()),
-                    Err(_) => sleep(Duration::from_millis(1)).await,
+                let told = match local.get_current_leader(GetCurrentLeaderRequest {}).await {
+                    Ok(answer) => answer.into_inner().message().await.ok().flatten(),
+                    Err(_) => None,
+                };
+                if told.is_some_and(|told| told.leader_node_id == told.this_node_id) {
+                    return Ok(());
                 }
+                sleep(Duration::from_millis(1)).await;
             }
         };
         timeout(LIMIT, tries).await?

@@ -31,8 +31,8 @@ use crate::access::{self, Rules};
 use crate::api::{self, Local};
 use crate::office::Office;
 
-/// Connections at a time: every node has one or two.
-const MOST: Most = Most { all: 16_384, each: 4_096 };
+/// Connections at a time: every node has one or two, and all of a cluster may come from one address.
+const MOST: Most = Most { all: 16_384, each: 12_288 };
 /// How long calls may take to end when the curator stops.
 const GRACE: Duration = Duration::from_millis(500);
 /// The one service of those who do not lead.
