@@ -25,7 +25,8 @@ pub mod source;
 pub mod targets;
 
 use std::ffi::OsString;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::net::{Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -252,8 +253,9 @@ async fn open_store(path: &Path) -> Result<Store, Error> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).map_err(foreign)?;
     }
-    let begins = |bytes: Vec<u8>| bytes.starts_with(SQLITE);
-    if std::fs::read(path).is_ok_and(begins) {
+    let mut begin = [0; SQLITE.len()];
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut begin));
+    if read.is_ok() && begin == *SQLITE {
         let aside = path.with_extension("sqlite");
         std::fs::rename(path, &aside).map_err(foreign)?;
         info!(kept = %aside.display(), "targets of another program are not taken over");
